@@ -1,0 +1,108 @@
+"""What a chip and a VMM ask of a hypervisor: protocols, no code.
+
+A hypervisor package implements them without importing anything from here but the records. `Vcpu` and
+`Vm` are all that a chip's signatures name; a chip that lives inside one hypervisor (KVM's) insists on
+that hypervisor's own classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from irqchip_core.exits import Exit
+from irqchip_core.x86.registers import CpuidEntry, Regs, Sregs
+
+
+@runtime_checkable
+class Vcpu(Protocol):
+    """A virtual processor. Except for `id` and `kick`, only its own thread may use it."""
+
+    @property
+    def id(self) -> int:
+        """Number of the vCPU, from 0; on x86 also its initial APIC id."""
+        ...
+
+    def kick(self) -> None:
+        """Make the current or else the next `run` return `InterruptedExit` soon. From any thread.
+
+        Kicks before that return merge. A kick is never lost.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release what the vCPU holds. Closing twice is harmless."""
+        ...
+
+
+@runtime_checkable
+class VcpuX86_64(Vcpu, Protocol):  # noqa: N801
+    """A virtual x86-64 processor into which a chip can inject interrupts."""
+
+    def run(self) -> Exit:
+        """Execute guest code until something is for user space to do."""
+        ...
+
+    def ready_for_interrupt(self) -> bool:
+        """Whether an external interrupt can be injected now."""
+        ...
+
+    def interrupt(self, vector: int) -> None:
+        """Inject one external interrupt; only when ready, at most once per exit.
+
+        Args:
+            vector: 0-255.
+        """
+        ...
+
+    def inject_nmi(self) -> None:
+        """Inject an NMI."""
+        ...
+
+    def set_interrupt_window_requested(self, requested: bool) -> None:
+        """Ask for an `IrqWindowExit` as soon as an interrupt can be injected, or take that back."""
+        ...
+
+    def complete_msr(self, value: int = 0, *, fault: bool = False) -> None:
+        """Answer the last `MsrExit`: with `value` for a read, or with #GP."""
+        ...
+
+    def get_regs(self) -> Regs: ...
+    def set_regs(self, regs: Regs) -> None: ...
+    def get_sregs(self) -> Sregs: ...
+    def set_sregs(self, sregs: Sregs) -> None: ...
+
+    def set_cpuid(self, entries: Sequence[CpuidEntry]) -> None:
+        """Say what CPUID shall answer, before the first `run`."""
+        ...
+
+
+@runtime_checkable
+class Vm(Protocol):
+    """A virtual machine: guest memory and vCPUs."""
+
+    @property
+    def hypervisor(self) -> str:
+        """Name under which the hypervisor is registered, such as ``kvm``."""
+        ...
+
+    def map_memory(self, guest_address: int, size: int) -> memoryview:
+        """Add `size` bytes of zeroed guest memory; the result shows it to the host.
+
+        Args:
+            guest_address: Guest physical address, a multiple of 4096.
+            size: Bytes, a multiple of 4096.
+        """
+        ...
+
+    def create_vcpu(self, vcpu_id: int) -> VcpuX86_64:
+        """Make a vCPU. The chip must exist before the first one."""
+        ...
+
+    def supported_cpuid(self) -> list[CpuidEntry]:
+        """What CPUID can truthfully answer on this hypervisor."""
+        ...
+
+    def close(self) -> None:
+        """Release everything, vCPUs and memory included. Closing twice is harmless."""
+        ...

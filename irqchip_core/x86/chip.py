@@ -1,0 +1,112 @@
+"""What an x86 chip can do beyond the 22 methods: give and take its controllers' state."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from irqchip_core.chip import IrqChip, IrqChipCap
+from irqchip_core.errors import InvalidArgument
+from irqchip_core.x86.state import ChipSnapshot, IoapicState, LapicState, PicSelect, PicState, PitState
+
+
+class IrqChipX86_64(IrqChip):  # noqa: N801
+    """An interrupt chip of a PC: 8259 pair, IOAPIC, 8254 and local APICs."""
+
+    @abstractmethod
+    def get_pic_state(self, select: PicSelect) -> PicState:
+        """State of one 8259."""
+
+    @abstractmethod
+    def set_pic_state(self, select: PicSelect, state: PicState) -> None:
+        """Set the state of one 8259."""
+
+    @abstractmethod
+    def get_ioapic_state(self) -> IoapicState:
+        """State of the IOAPIC."""
+
+    @abstractmethod
+    def set_ioapic_state(self, state: IoapicState) -> None:
+        """Set the state of the IOAPIC."""
+
+    @abstractmethod
+    def get_lapic_state(self, vcpu_id: int) -> LapicState:
+        """State of a local APIC.
+
+        Raises:
+            UnknownVcpu: Out of range, or not added.
+        """
+
+    @abstractmethod
+    def set_lapic_state(self, vcpu_id: int, state: LapicState) -> None:
+        """Set the state of a local APIC; its timer restarts from the initial count.
+
+        Raises:
+            UnknownVcpu: Out of range, or not added.
+        """
+
+    @abstractmethod
+    def get_pit(self) -> PitState:
+        """State of the 8254."""
+
+    @abstractmethod
+    def set_pit(self, state: PitState) -> None:
+        """Set the state of the 8254."""
+
+    @abstractmethod
+    def lapic_frequency(self) -> int:
+        """Input clock of the local APIC timers in Hz, for CPUID leaf 0x15."""
+
+    @abstractmethod
+    def pit_uses_speaker_port(self) -> bool:
+        """Whether the chip puts port 0x61 on the bus itself, so that no other device may."""
+
+    @abstractmethod
+    def snapshot_chip_specific(self) -> Any:
+        """What `snapshot` must keep beside the common records."""
+
+    @abstractmethod
+    def restore_chip_specific(self, data: Any) -> None:
+        """Take what `snapshot_chip_specific` gave."""
+
+    def snapshot(self, vcpu_count: int) -> ChipSnapshot:
+        """All state, while vCPUs and devices are stopped. Any error of a getter is raised."""
+        return ChipSnapshot(
+            ioapic=self.get_ioapic_state(),
+            lapics=[self.get_lapic_state(vcpu_id) for vcpu_id in range(vcpu_count)],
+            pic_primary=self.get_pic_state(PicSelect.PRIMARY),
+            pic_secondary=self.get_pic_state(PicSelect.SECONDARY),
+            pit=self.get_pit(),
+            chip_specific=self.snapshot_chip_specific(),
+            mp_states=[self.get_mp_state(vcpu_id) for vcpu_id in range(vcpu_count)]
+            if self.check_capability(IrqChipCap.MP_STATE_GET_SET)
+            else [],
+        )
+
+    def restore(self, snapshot: ChipSnapshot, vcpu_count: int) -> None:
+        """Set all state. Sizes are checked before anything changes; the first error stops the rest.
+
+        Raises:
+            InvalidArgument: The snapshot is not one of `vcpu_count` vCPUs.
+        """
+        mp_states = vcpu_count if self.check_capability(IrqChipCap.MP_STATE_GET_SET) else 0
+        for what, found, expected in (
+            ("local APICs", len(snapshot.lapics), vcpu_count),
+            ("MP states", len(snapshot.mp_states), mp_states),
+        ):
+            if found != expected:
+                raise InvalidArgument(
+                    f"it has {found} {what}, not {expected}",
+                    subject=self.name,
+                    argument="snapshot",
+                    remedy="restore into a machine with as many vCPUs as the saved one",
+                )
+        self.set_pit(snapshot.pit)
+        self.set_pic_state(PicSelect.PRIMARY, snapshot.pic_primary)
+        self.set_pic_state(PicSelect.SECONDARY, snapshot.pic_secondary)
+        self.set_ioapic_state(snapshot.ioapic)
+        self.restore_chip_specific(snapshot.chip_specific)
+        for vcpu_id, lapic in enumerate(snapshot.lapics):
+            self.set_lapic_state(vcpu_id, lapic)
+        for vcpu_id, mp_state in enumerate(snapshot.mp_states):
+            self.set_mp_state(vcpu_id, mp_state)

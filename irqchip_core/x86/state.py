@@ -1,0 +1,185 @@
+"""State records of the x86 controllers: plain data, the same for every chip.
+
+They hold what KVM_GET_IRQCHIP, KVM_GET_LAPIC and KVM_GET_PIT2 hold, so a guest can move from one chip to
+another. The binary layouts are in `kvm_layout`.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+from attrs import define, field
+
+from irqchip_core.chip import MPState
+from irqchip_core.routes import IOAPIC_PINS
+
+IOAPIC_BASE = 0xFEC00000
+"""Reset address of the IOAPIC's registers (82093AA data sheet, 3.0)."""
+LAPIC_BASE = 0xFEE00000
+"""Reset address of the local APIC's registers (Intel SDM vol. 3, 12.4.1)."""
+LAPIC_REGISTERS = 64
+"""32-bit registers of a local APIC, 16 bytes apart, that KVM saves."""
+
+
+class PicSelect(enum.IntEnum):
+    """Which of the two 8259s."""
+
+    PRIMARY = 0
+    SECONDARY = 1
+
+
+class PicInitState(enum.IntEnum):
+    """Which initialization command word the 8259 waits for; ICW1 means it is operational."""
+
+    ICW1 = 0
+    ICW2 = 1
+    ICW3 = 2
+    ICW4 = 3
+
+
+@define
+class PicState:
+    """One 8259. Registers have 8 bits, bit n for line n.
+
+    Attributes:
+        last_irr: Line levels as last seen, for edge detection.
+        irr, imr, isr: Interrupt request, mask and in-service registers.
+        priority_add: Line with the highest priority, 0-7.
+        irq_base: Vector of line 0, a multiple of 8.
+        read_reg_select: Command-port reads give ISR instead of IRR.
+        poll: The next read is a poll.
+        special_mask: Special mask mode (OCW3).
+        use_4_byte_icw: ICW1 announced an ICW4.
+        elcr: Edge/level control register, bit set for level.
+        elcr_mask: Bits of ELCR that can be set.
+    """
+
+    last_irr: int = 0
+    irr: int = 0
+    imr: int = 0
+    isr: int = 0
+    priority_add: int = 0
+    irq_base: int = 0
+    read_reg_select: bool = False
+    poll: bool = False
+    special_mask: bool = False
+    init_state: PicInitState = PicInitState.ICW1
+    auto_eoi: bool = False
+    rotate_on_auto_eoi: bool = False
+    special_fully_nested_mode: bool = False
+    use_4_byte_icw: bool = False
+    elcr: int = 0
+    elcr_mask: int = 0
+
+
+@define
+class IoapicState:
+    """The IOAPIC.
+
+    Attributes:
+        base_address: Physical address of its registers.
+        ioregsel: Selected register, 8 bits.
+        ioapicid: Id register; the id is in bits 24-27.
+        current_interrupt_level_bitmap: Bit n is the level of pin n.
+        redirect_table: One 64-bit redirection entry a pin.
+    """
+
+    base_address: int = 0
+    ioregsel: int = 0
+    ioapicid: int = 0
+    current_interrupt_level_bitmap: int = 0
+    redirect_table: list[int] = field(factory=lambda: [0] * IOAPIC_PINS)
+
+
+@define
+class LapicState:
+    """A local APIC.
+
+    Attributes:
+        regs: 64 registers of 32 bits; the one at byte offset n of the register page is ``regs[n // 16]``.
+    """
+
+    regs: list[int] = field(factory=lambda: [0] * LAPIC_REGISTERS)
+
+
+class PitRwState(enum.IntEnum):
+    """Which byte of a PIT counter the next access moves."""
+
+    NONE = 0
+    LSB = 1
+    MSB = 2
+    WORD0 = 3
+    WORD1 = 4
+
+
+class PitRwMode(enum.IntEnum):
+    """Access mode of a PIT counter, bits 4-5 of its control word."""
+
+    NONE = 0
+    LEAST = 1
+    MOST = 2
+    BOTH = 3
+
+
+@define
+class PitChannelState:
+    """One 8254 counter.
+
+    Attributes:
+        count: Count it was last loaded with, 1-65536.
+        latched_count: What a count latch holds, 16 bits.
+        count_latched: Which byte of the latch is read next; NONE if not latched.
+        status_latched: A read-back holds `status`.
+        read_state, write_state: Which byte is moved next.
+        reload_value: The count as written, 16 bits.
+        mode: Mode 0-5; KVM has 0xFF before the first control word.
+        gate: Level of the gate input.
+        count_load_time: Nanoseconds on the chip's clock when counting began.
+    """
+
+    count: int = 0
+    latched_count: int = 0
+    count_latched: PitRwState = PitRwState.NONE
+    status_latched: bool = False
+    status: int = 0
+    read_state: PitRwState = PitRwState.NONE
+    write_state: PitRwState = PitRwState.NONE
+    reload_value: int = 0
+    rw_mode: PitRwMode = PitRwMode.NONE
+    mode: int = 0
+    bcd: bool = False
+    gate: bool = False
+    count_load_time: int = 0
+
+
+@define
+class PitState:
+    """The 8254.
+
+    Attributes:
+        channels: Its three counters.
+        flags: KVM_PIT_FLAGS_*.
+    """
+
+    channels: list[PitChannelState] = field(factory=lambda: [PitChannelState() for _ in range(3)])
+    flags: int = 0
+
+
+@define
+class ChipSnapshot:
+    """All state of an x86 chip.
+
+    Attributes:
+        lapics: One per vCPU, from 0.
+        chip_specific: What only chips of this backend understand.
+        mp_states: One per vCPU; empty if the chip has no MP_STATE_GET_SET.
+    """
+
+    ioapic: IoapicState
+    lapics: list[LapicState]
+    pic_primary: PicState
+    pic_secondary: PicState
+    pit: PitState
+    chip_specific: Any
+    mp_states: list[MPState]
