@@ -1,7 +1,8 @@
 """KVM's binary layouts of the state records, as in <asm/kvm.h>.
 
-They are struct kvm_pic_state, kvm_ioapic_state, kvm_lapic_state and kvm_pit_state2. Pure bytes in and out; no ioctl is made here. A value the kernel should not have (an initialization state of
-7, say) is read as the reset value.
+They are struct kvm_pic_state, kvm_ioapic_state, kvm_lapic_state and kvm_pit_state2. Pure bytes in and
+out; no ioctl is made here. A value the kernel should not have (an initialization state of 7, say) is
+read as the reset value.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Linux KVM for irqchip: pure Python bindings of /dev/kvm."""

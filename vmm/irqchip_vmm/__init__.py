@@ -1,0 +1,1 @@
+"""A small virtual machine monitor to run guests on any irqchip: `irqchip run`."""
