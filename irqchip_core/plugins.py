@@ -61,13 +61,13 @@ class Plugins:
     Attributes:
         manager: The pluggy manager with all good plugins.
         records: All entry points found, by distribution and name.
-        backends, hypervisors: Records of good plugins by the name they offer, the lowest rank first.
+        backends, hypervisors: What the good plugins offer, by name, the lowest rank first.
     """
 
     manager: pluggy.PluginManager
     records: list[PluginRecord] = field(factory=list)
-    backends: dict[str, PluginRecord] = field(factory=dict)
-    hypervisors: dict[str, PluginRecord] = field(factory=dict)
+    backends: dict[str, Backend] = field(factory=dict)
+    hypervisors: dict[str, Hypervisor] = field(factory=dict)
 
     def broken(self) -> list[PluginRecord]:
         """The records that have an error."""
@@ -103,14 +103,16 @@ def discover(*, strict: bool = False, entry_points: Iterable[importlib.metadata.
         for record in found.broken():
             assert record.error is not None
             raise PluginError(record.reason, subject=f"{record.distribution} {record.version}") from record.error
-    for record in found.records:
-        if record.error is None and record.backend is not None:
-            found.backends[record.backend.name] = record
-        if record.error is None and record.hypervisor is not None:
-            found.hypervisors[record.hypervisor.name] = record
-    found.backends = dict(sorted(found.backends.items(), key=lambda item: (item[1].backend.rank, item[0])))  # type: ignore[union-attr]
-    found.hypervisors = dict(sorted(found.hypervisors.items(), key=lambda item: (item[1].hypervisor.rank, item[0])))  # type: ignore[union-attr]
+    good = [record for record in found.records if record.error is None]
+    backends = [record.backend for record in good if record.backend is not None]
+    hypervisors = [record.hypervisor for record in good if record.hypervisor is not None]
+    found.backends = {backend.name: backend for backend in sorted(backends, key=_by_rank)}
+    found.hypervisors = {hypervisor.name: hypervisor for hypervisor in sorted(hypervisors, key=_by_rank)}
     return found
+
+
+def _by_rank(offer: Backend | Hypervisor) -> tuple[int, str]:
+    return offer.rank, offer.name
 
 
 @functools.cache
