@@ -153,24 +153,27 @@ class IrqLoop:
         with self._lock:
             self._flushes.append(done)
         self._sources.changed.signal()
-        return done.wait(timeout)
+        return done.wait(timeout) and not self._stopping
 
     def _run(self, sources: _Sources) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(sources.changed, selectors.EVENT_READ)
             if sources.delayed is not None:
                 selector.register(sources.delayed, selectors.EVENT_READ)
-            idle = False
             while not self._stopping:
                 with self._lock:
-                    flushes = self._flushes if idle else []
-                    if idle:
-                        self._flushes = []
-                    flushing = bool(self._flushes)
+                    flushes = list(self._flushes)
+                if self._round(sources, selector, 0.0 if flushes else None):
+                    continue
+                with self._lock:  # a round without work: all that was signalled before them is served
+                    self._flushes = [done for done in self._flushes if done not in flushes]
                 for done in flushes:
                     done.set()
-                idle = not self._round(sources, selector, 0.0 if flushing else None)
         sources.close()
+        with self._lock:
+            for done in self._flushes:  # flush() says False to these
+                done.set()
+            self._flushes.clear()
 
     @staticmethod
     def _round(sources: _Sources, selector: selectors.BaseSelector, timeout: float | None) -> int:

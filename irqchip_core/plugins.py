@@ -157,9 +157,9 @@ def _offer(manager: pluggy.PluginManager, plugin: object, hook: str, kind: type[
 
 def _refuse_duplicates(found: Plugins) -> None:
     """Refuse all who offer the same name: there is no telling which one the user meant."""
-    owners: dict[tuple[type, str], list[PluginRecord]] = {}
+    owners: dict[tuple[str, str], list[PluginRecord]] = {}
     for record in found.records:
-        for kind, offer in ((Backend, record.backend), (Hypervisor, record.hypervisor)):
+        for kind, offer in (("backend", record.backend), ("hypervisor", record.hypervisor)):
             if offer is not None:
                 owners.setdefault((kind, offer.name), []).append(record)
     for (kind, name), records in owners.items():
@@ -167,7 +167,7 @@ def _refuse_duplicates(found: Plugins) -> None:
             who = " and ".join(f"{record.distribution} {record.version}" for record in records)
             for record in records:
                 record.error = DuplicateName(
-                    f"{kind.__name__.lower()} {name} is offered by {who}", remedy="uninstall all but one of them"
+                    f"{kind} {name} is offered by {who}", remedy="uninstall all but one of them"
                 )
                 if (plugin := found.manager.get_plugin(f"{record.distribution}:{record.name}")) is not None:
                     found.manager.unregister(plugin)

@@ -47,9 +47,7 @@ class Candidate:
     refusal: str | None
 
 
-def candidates(
-    vm: Vm, *, require: Collection[IrqChipCap] = (), plugins: Plugins | None = None
-) -> list[Candidate]:
+def candidates(vm: Vm, *, require: Collection[IrqChipCap] = (), plugins: Plugins | None = None) -> list[Candidate]:
     """Every installed backend, in order of preference, judged for `vm`."""
     plugins = installed() if plugins is None else plugins
     return [judge(backend, vm, require) for backend in plugins.backends.values()]
@@ -107,7 +105,11 @@ def create_irqchip(
     chosen = next((candidate for candidate in judged if candidate.refusal is None), None)
     if chosen is None:
         raise NothingSuitable(
-            f"backend {name} does not fit" if name else "no installed backend fits" if judged else "no backend is installed",
+            f"backend {name} does not fit"
+            if name
+            else "no installed backend fits"
+            if judged
+            else "no backend is installed",
             refusals=((candidate.backend.name, candidate.refusal or "") for candidate in judged),
             remedy="" if judged else "pip install irqchip-kvm-kernel, for one",
         )
