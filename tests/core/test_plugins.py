@@ -91,7 +91,7 @@ def backend(
     api: object = "API_VERSION",
     hypervisors: object = None,
     rank: int = 100,
-    probe: str = "return Probe(capabilities=[IrqChipCap.X2APIC])",
+    probe: str = "return Probe(capabilities=frozenset({IrqChipCap.X2APIC}))",
 ) -> str:
     return BACKEND.format(name=name, api=api, hypervisors=hypervisors, rank=rank, probe=probe)
 
