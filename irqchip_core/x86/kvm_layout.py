@@ -60,7 +60,7 @@ def pic_to_kvm(state: PicState) -> bytes:
     )  # fmt: skip
 
 
-def pic_from_kvm(data: bytes | memoryview) -> PicState:
+def pic_from_kvm(data: bytes | bytearray | memoryview) -> PicState:
     """The first 16 bytes of `data` as struct kvm_pic_state."""
     v = _PIC.unpack_from(data)
     return PicState(
@@ -96,7 +96,7 @@ def ioapic_to_kvm(state: IoapicState) -> bytes:
     )  # fmt: skip
 
 
-def ioapic_from_kvm(data: bytes | memoryview) -> IoapicState:
+def ioapic_from_kvm(data: bytes | bytearray | memoryview) -> IoapicState:
     """The first 216 bytes of `data` as struct kvm_ioapic_state."""
     base_address, ioregsel, ioapicid, levels, _pad, *entries = _IOAPIC.unpack_from(data)
     return IoapicState(base_address, ioregsel & 0xFF, ioapicid, levels, entries)
@@ -107,7 +107,7 @@ def lapic_to_kvm(state: LapicState) -> bytes:
     return _pack(_LAPIC, "LapicState", *state.regs)
 
 
-def lapic_from_kvm(data: bytes | memoryview) -> LapicState:
+def lapic_from_kvm(data: bytes | bytearray | memoryview) -> LapicState:
     """The first 1024 bytes of `data` as struct kvm_lapic_state."""
     return LapicState(list(_LAPIC.unpack_from(data)))
 
@@ -131,7 +131,7 @@ def pit_to_kvm(state: PitState) -> bytes:
     return _pack(_PIT, "PitState", channels, state.flags)
 
 
-def pit_from_kvm(data: bytes | memoryview) -> PitState:
+def pit_from_kvm(data: bytes | bytearray | memoryview) -> PitState:
     """The first 112 bytes of `data` as struct kvm_pit_state2."""
     channels, flags = _PIT.unpack_from(data)
     return PitState(
