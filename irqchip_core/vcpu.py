@@ -7,7 +7,7 @@ that hypervisor's own classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, Self, runtime_checkable
 
 from irqchip_core.exits import Exit
@@ -63,6 +63,19 @@ class VcpuX86_64(Vcpu, Protocol):  # noqa: N801
         """Ask for an `IrqWindowExit` as soon as an interrupt can be injected, or take that back."""
         ...
 
+    @property
+    def cr8(self) -> int:
+        """Task priority class, 0-15, as of the last exit. What is set counts from the next `run`."""
+        ...
+
+    @cr8.setter
+    def cr8(self, value: int) -> None: ...
+
+    @property
+    def apic_base(self) -> int:
+        """IA32_APIC_BASE as of the last exit: no exit reports when the guest writes it."""
+        ...
+
     def complete_msr(self, value: int = 0, *, fault: bool = False) -> None:
         """Answer the last `MsrExit`: with `value` for a read, or with #GP."""
         ...
@@ -92,6 +105,17 @@ class Vm(Protocol):
         Args:
             guest_address: Guest physical address, a multiple of 4096.
             size: Bytes, a multiple of 4096.
+        """
+        ...
+
+    def exit_on_msrs(self, msrs: Iterable[range]) -> None:
+        """Report every access to these MSRs as an `MsrExit`, before the first vCPU runs.
+
+        Args:
+            msrs: Ranges of MSR numbers with a step of 1; they replace those of an earlier call.
+
+        Raises:
+            Unsupported: The hypervisor cannot let go of them.
         """
         ...
 
