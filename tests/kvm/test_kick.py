@@ -102,18 +102,18 @@ def test_kicks_around_the_entry_of_run(vm: KvmVm) -> None:
 
     thread = threading.Thread(target=run_often)
     thread.start()
-    stale = 0
+    rounds = 0
     try:
         for _ in range(KICKS):
             assert about_to_run.acquire(timeout=PATIENCE)
             vcpu.kick()
             assert answered.acquire(timeout=PATIENCE)
-            stale += 1
+            rounds += 1
     finally:
         while thread.is_alive():
             vcpu.kick()
             thread.join(0.01)
-    assert stale == KICKS
+    assert rounds == KICKS
 
 
 def test_kick_after_the_running_thread_has_ended(vm: KvmVm) -> None:

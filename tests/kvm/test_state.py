@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from irqchip_core.chip import MPState
@@ -21,7 +24,8 @@ EFER, TSC, APIC_BASE, PAT = 0xC0000080, 0x10, 0x1B, 0x277
 
 def test_regs(vm: KvmVm) -> None:
     vcpu = vm.create_vcpu(0)
-    regs = Regs(*(0x1111111111111111 * n & (1 << 64) - 1 for n in range(16)), rip=0x1234, rflags=2)
+    regs = Regs(*(0x0F0F0F0F0F0F0F0F * n for n in range(16)))
+    regs.rip = 0x1234
     vcpu.set_regs(regs)
     assert vcpu.get_regs() == regs
     with pytest.raises(InvalidArgument, match="Regs"):
@@ -238,6 +242,11 @@ def test_no_device(no_leaks: None, path: str, kind: type[Exception], says: str) 
     with pytest.raises(kind, match=says) as caught:
         Kvm(path)
     assert path in str(caught.value)
+
+
+def test_plugin_imports_nothing_heavy() -> None:
+    script = "import sys, irqchip_kvm.plugin as p; p.irqchip_hypervisor(); print('irqchip_kvm.ioctl' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout == b"False\n"
 
 
 def test_plugin(no_leaks: None) -> None:
