@@ -167,13 +167,12 @@ def test_another_signal_interrupts_too(vm: KvmVm) -> None:
 def test_the_guest_goes_on_where_it_was(vm: KvmVm) -> None:
     vcpu, memory = real_mode(vm, COUNT_FOREVER)
     with running(vcpu) as runner:
-        counts = set()
         for _ in range(20):
-            seen = runner.interrupted
+            seen, count = runner.interrupted, bytes(memory[0x2000:0x2002])
             vcpu.kick()
             assert runner.wait_for_more_than(seen)
-            counts.add(bytes(memory[0x2000:0x2002]))
-    assert len(counts) > 1
+            while bytes(memory[0x2000:0x2002]) == count:  # the suite's timeout bounds this
+                pass
 
 
 def test_a_running_vcpu_refuses_others(vm: KvmVm) -> None:
