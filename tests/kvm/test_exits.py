@@ -220,6 +220,21 @@ def test_window_and_injection(vm: KvmVm) -> None:
     assert expect_io(vcpu).port == 0x12
 
 
+def test_one_injection_at_a_time_in_split_mode(vm: KvmVm) -> None:
+    vm.enable_split_irqchip()
+    vcpu = long_mode_taker(vm)
+    lapic = vcpu.get_lapic_state()
+    lapic.regs[0x35] = 0x700  # LVT LINT0: ExtINT, through which a PIC in user space comes
+    vcpu.set_lapic_state(lapic)
+    vcpu.set_interrupt_window_requested(True)
+    assert run_until_exit(vcpu) == IrqWindowExit()
+    vcpu.set_interrupt_window_requested(False)
+    vcpu.interrupt(0x61)
+    with pytest.raises(HypervisorError, match="at most one per exit"):
+        vcpu.interrupt(0x62)
+    assert taken(vcpu) == 0x61
+
+
 @pytest.mark.parametrize("vector", [-1, 256])
 def test_vector_out_of_range(vm: KvmVm, vector: int) -> None:
     vcpu, _ = real_mode(vm, HALT)

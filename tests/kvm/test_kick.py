@@ -102,18 +102,18 @@ def test_kicks_around_the_entry_of_run(vm: KvmVm) -> None:
 
     thread = threading.Thread(target=run_often)
     thread.start()
-    stale = 0
+    rounds = 0
     try:
         for _ in range(KICKS):
             assert about_to_run.acquire(timeout=PATIENCE)
             vcpu.kick()
             assert answered.acquire(timeout=PATIENCE)
-            stale += 1
+            rounds += 1
     finally:
         while thread.is_alive():
             vcpu.kick()
             thread.join(0.01)
-    assert stale == KICKS
+    assert rounds == KICKS
 
 
 def test_kick_after_the_running_thread_has_ended(vm: KvmVm) -> None:
@@ -167,13 +167,12 @@ def test_another_signal_interrupts_too(vm: KvmVm) -> None:
 def test_the_guest_goes_on_where_it_was(vm: KvmVm) -> None:
     vcpu, memory = real_mode(vm, COUNT_FOREVER)
     with running(vcpu) as runner:
-        counts = set()
         for _ in range(20):
-            seen = runner.interrupted
+            seen, count = runner.interrupted, bytes(memory[0x2000:0x2002])
             vcpu.kick()
             assert runner.wait_for_more_than(seen)
-            counts.add(bytes(memory[0x2000:0x2002]))
-    assert len(counts) > 1
+            while bytes(memory[0x2000:0x2002]) == count:  # the suite's timeout bounds this
+                pass
 
 
 def test_a_running_vcpu_refuses_others(vm: KvmVm) -> None:
