@@ -53,6 +53,8 @@ class PicState:
         use_4_byte_icw: ICW1 announced an ICW4.
         elcr: Edge/level control register, bit set for level.
         elcr_mask: Bits of ELCR that can be set.
+        single_mode: ICW1 said that there is no cascade. KVM has no such mode, nor the next one.
+        level_triggered: ICW1 made all lines level-triggered (LTIM).
     """
 
     last_irr: int = 0
@@ -71,6 +73,8 @@ class PicState:
     use_4_byte_icw: bool = False
     elcr: int = 0
     elcr_mask: int = 0
+    single_mode: bool = False
+    level_triggered: bool = False
 
 
 @define
