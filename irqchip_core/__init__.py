@@ -1,1 +1,50 @@
-"""Interrupt chips for virtual machine monitors: the contract, and the choice of who fulfils it."""
+"""Interrupt chips for virtual machine monitors: the contract, and the choice of who fulfills it.
+
+The names a VMM or a device needs every day are here; each lives in the module that explains it.
+"""
+
+from irqchip_core.allocator import SystemAllocator
+from irqchip_core.bus import Access, Bus, BusDevice
+from irqchip_core.chip import IrqChip, IrqChipCap, MPState, VcpuRunState
+from irqchip_core.errors import IrqChipError
+from irqchip_core.events import (
+    Event,
+    IrqEdgeEvent,
+    IrqEventIndex,
+    IrqEventSource,
+    IrqEventToken,
+    IrqLevelEvent,
+    PciDeviceId,
+    PlatformDeviceId,
+)
+from irqchip_core.irq_loop import AsyncIrqLoop, IrqLoop
+from irqchip_core.routes import IrqRoute, IrqSourceChip, MsiSource, PinSource
+from irqchip_core.selection import create_irqchip, create_vm
+
+__all__ = [
+    "Access",
+    "AsyncIrqLoop",
+    "Bus",
+    "BusDevice",
+    "Event",
+    "IrqChip",
+    "IrqChipCap",
+    "IrqChipError",
+    "IrqEdgeEvent",
+    "IrqEventIndex",
+    "IrqEventSource",
+    "IrqEventToken",
+    "IrqLevelEvent",
+    "IrqLoop",
+    "IrqRoute",
+    "IrqSourceChip",
+    "MPState",
+    "MsiSource",
+    "PciDeviceId",
+    "PinSource",
+    "PlatformDeviceId",
+    "SystemAllocator",
+    "VcpuRunState",
+    "create_irqchip",
+    "create_vm",
+]

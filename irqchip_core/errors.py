@@ -116,11 +116,11 @@ class UnknownName(PluginError, LookupError):
         self.suggestion = suggestion
 
 
-class NoSuitableChip(IrqChipError, LookupError):
-    """No installed backend fits.
+class NothingSuitable(IrqChipError, LookupError):
+    """No installed backend, or no hypervisor, fits.
 
     Attributes:
-        refusals: One ``(backend name, reason)`` pair for each candidate.
+        refusals: One ``(name, reason)`` pair for each candidate.
     """
 
     errno = _errno.ENOTSUP

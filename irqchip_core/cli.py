@@ -1,0 +1,163 @@
+"""The `irqchip` command: `list` and `probe` here, further subcommands from plugins.
+
+A user's mistake is one message on standard error and status 2; never a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from irqchip_core.errors import IrqChipError
+from irqchip_core.hookspecs import Backend
+from irqchip_core.plugins import PluginRecord, Plugins, installed
+from irqchip_core.selection import create_vm, find_backend, judge, usable
+from irqchip_core.vcpu import Vm
+
+USAGE_ERROR = 2
+"""Exit status for a mistake of the user, argparse's own included."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    plugins = installed()
+    parser = argparse.ArgumentParser(prog="irqchip", description="Interrupt chips for virtual machine monitors.")
+    version = importlib.metadata.version("irqchip-core")
+    parser.add_argument("--version", action="version", version=f"irqchip-core {version}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    command = subparsers.add_parser("list", help="show every plugin found, and which can be used here")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_list)
+
+    command = subparsers.add_parser("probe", help="say whether a chip can be used here, and what it can do")
+    command.add_argument("name", metavar="NAME", help="name of a backend, as `irqchip list` shows it")
+    command.add_argument("--hypervisor", metavar="NAME", help="try it on this hypervisor only")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_probe)
+
+    plugins.manager.hook.irqchip_subcommand(subparsers=subparsers)
+    args = parser.parse_args(argv)
+    try:
+        status: int = args.run(args)
+        sys.stdout.flush()
+    except IrqChipError as error:
+        print(f"irqchip: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except BrokenPipeError:  # `irqchip list | head`
+        sys.stderr.close()
+        return 1
+    return status
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines with aligned columns; the first row is the heading."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+@contextmanager
+def _vms(plugins: Plugins, only: str | None = None) -> Iterator[dict[str, Vm | str]]:
+    """An empty VM of each hypervisor, or the reason why it cannot be used."""
+    vms: dict[str, Vm | str] = {}
+    try:
+        for name, hypervisor in plugins.hypervisors.items():
+            if only in (None, name):
+                try:
+                    vms[name] = usable(hypervisor) or create_vm(name, plugins=plugins)
+                except IrqChipError as error:
+                    vms[name] = str(error)
+        yield vms
+    finally:
+        for vm in vms.values():
+            if not isinstance(vm, str):
+                vm.close()
+
+
+def _on_each_hypervisor(backend: Backend, vms: dict[str, Vm | str]) -> dict[str, dict[str, Any]]:
+    """What `backend` says of a VM of each hypervisor it can serve."""
+    answers: dict[str, dict[str, Any]] = {}
+    for name in sorted(backend.hypervisors) if backend.hypervisors is not None else vms:
+        vm = vms.get(name, f"hypervisor {name} is not installed")
+        if isinstance(vm, str):
+            answers[name] = {"viable": False, "reason": vm, "capabilities": []}
+            continue
+        candidate = judge(backend, vm)
+        answers[name] = {
+            "viable": candidate.refusal is None,
+            "reason": candidate.refusal,
+            "capabilities": sorted(capability.value for capability in candidate.probe.capabilities),
+        }
+    return answers
+
+
+def _list(args: argparse.Namespace) -> int:
+    plugins = installed()
+    with _vms(plugins) as vms:
+        entries = [_entry(record, vms) for record in plugins.records]
+    if args.json:
+        print(json.dumps(entries, indent=2))
+        return 0
+    rows = [("KIND", "NAME", "DISTRIBUTION", "API", "HERE")]
+    for entry in entries:
+        head = (entry["kind"], entry["name"], f"{entry['distribution']} {entry['version']}", str(entry["api_version"]))
+        rows += [(*head, verdict) for verdict in _verdicts(entry)]
+    print(format_table(rows))
+    return 0
+
+
+def _entry(record: PluginRecord, vms: dict[str, Vm | str]) -> dict[str, Any]:
+    offer = record.backend or record.hypervisor
+    entry: dict[str, Any] = {
+        "kind": "backend" if record.backend else "hypervisor" if record.hypervisor else "plugin",
+        "name": offer.name if offer else record.name,
+        "distribution": record.distribution,
+        "version": record.version,
+        "api_version": offer.api_version if offer else None,
+        "summary": offer.summary if offer else None,
+        "error": record.reason or None,
+    }
+    if record.error is None and record.backend:
+        entry["on"] = _on_each_hypervisor(record.backend, vms)
+    if record.error is None and record.hypervisor:
+        vm = vms[record.hypervisor.name]
+        entry["viable"] = not isinstance(vm, str)
+        entry["reason"] = vm if isinstance(vm, str) else None
+    return entry
+
+
+def _verdicts(entry: dict[str, Any]) -> list[str]:
+    if entry["error"]:
+        return [f"broken: {entry['error']}"]
+    if entry["kind"] == "backend":
+        return [_verdict(answer, f"on {name}") for name, answer in entry["on"].items()]
+    if entry["kind"] == "hypervisor":
+        return ["usable" if entry["viable"] else f"no: {entry['reason']}"]
+    return ["loaded"]
+
+
+def _verdict(answer: dict[str, Any], where: str) -> str:
+    if not answer["viable"]:
+        return f"{where}: no: {answer['reason']}"
+    return f"{where}: viable ({', '.join(answer['capabilities']) or 'no capabilities'})"
+
+
+def _probe(args: argparse.Namespace) -> int:
+    plugins = installed()
+    backend = find_backend(args.name)
+    with _vms(plugins, args.hypervisor) as vms:
+        answers = _on_each_hypervisor(backend, vms)
+    if args.json:
+        print(json.dumps({"name": backend.name, "summary": backend.summary, "on": answers}, indent=2))
+    else:
+        print(f"{backend.name}: {backend.summary}")
+        for name, answer in answers.items():
+            print(_verdict(answer, f"on {name}"))
+    return 0 if any(answer["viable"] for answer in answers.values()) else 1

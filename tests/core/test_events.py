@@ -1,0 +1,153 @@
+"""Events: counting, cloning, equality, and the two kinds of interrupt events."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from irqchip_core.errors import Closed
+from irqchip_core.events import Event, IrqEdgeEvent, IrqEventSource, IrqLevelEvent, PciDeviceId, PlatformDeviceId
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+@given(st.lists(st.sampled_from(["signal", "reset", "wait"])))
+def test_signals_merge_until_one_wait_or_reset_takes_them_all(steps: list[str]) -> None:
+    signalled = False
+    with Event() as event:
+        for step in steps:
+            if step == "signal":
+                event.signal()
+                signalled = True
+            else:
+                taken = event.reset() if step == "reset" else event.wait(0)
+                assert taken is signalled
+                signalled = False
+
+
+def test_wait_with_timeout_reports_that_time_ran_out() -> None:
+    with Event() as event:
+        assert event.wait(0.001) is False
+
+
+def test_wait_blocks_until_another_thread_signals() -> None:
+    with Event() as event:
+        thread = threading.Thread(target=event.signal)
+        thread.start()
+        assert event.wait()
+        thread.join()
+
+
+def test_signal_of_a_saturated_counter_does_not_block() -> None:
+    with Event() as event:
+        os.write(event.fileno(), (2**64 - 2).to_bytes(8, "little"))
+        event.signal()
+        assert event.wait(0)
+
+
+def test_clone_shares_the_counter_and_outlives_its_original() -> None:
+    event = Event()
+    with event.clone() as clone:
+        event.signal()
+        event.close()
+        assert clone.wait(0)
+
+
+def test_equality_is_that_of_the_open_file() -> None:
+    with Event() as event, Event() as other, event.clone() as clone, Event.from_fd(os.dup(event.fileno())) as adopted:
+        assert event == clone == adopted
+        assert hash(event) == hash(clone) == hash(adopted)
+        assert event != other
+        assert event != event.fileno()
+
+
+def test_a_closed_event_says_so_and_closes_twice() -> None:
+    event = Event()
+    event.close()
+    event.close()
+    for use in (event.fileno, event.signal, event.reset, event.wait, event.clone):
+        with pytest.raises(Closed, match="the event is closed"):
+            use()
+    assert event == event  # noqa: PLR0124  (identity must not need the descriptor)
+    assert repr(event) == "<Event closed>"
+
+
+def test_a_dropped_event_closes_its_descriptor() -> None:
+    fd = Event().fileno()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def test_edge_event() -> None:
+    with IrqEdgeEvent() as event, event.try_clone() as clone:
+        event.trigger()
+        assert clone.clear_trigger(0)
+        assert not event.clear_trigger(0)
+        assert event.get_trigger() == clone.get_trigger()
+        assert event.as_raw_fds() == [event.get_trigger().fileno()]
+
+
+def test_level_event() -> None:
+    with IrqLevelEvent() as event, event.try_clone() as clone:
+        event.trigger()
+        assert clone.clear_trigger(0)
+        assert not clone.clear_resample(0)
+        clone.trigger_resample()
+        assert event.clear_resample(0)
+        assert event.as_raw_fds() == [event.get_trigger().fileno(), event.get_resample().fileno()]
+
+
+def test_events_adopt_what_they_are_given() -> None:
+    trigger, resample = Event(), Event()
+    with IrqLevelEvent(trigger, resample) as event:
+        assert event.get_trigger() is trigger
+        assert event.get_resample() is resample
+    assert trigger.closed
+    assert resample.closed
+
+
+def test_a_half_made_level_clone_leaves_nothing_open() -> None:
+    with IrqLevelEvent() as event:
+        event.get_resample().close()
+        with pytest.raises(Closed):
+            event.try_clone()
+
+
+def test_level_event_travels_to_another_process() -> None:
+    here, there = socket.socketpair()
+    with here, there, IrqLevelEvent() as event:
+        event.send(here)
+        pid = os.fork()
+        if pid == 0:
+            with IrqLevelEvent.receive(there) as received:
+                received.trigger()
+                os._exit(0 if received.clear_resample(5) else 1)
+        assert event.clear_trigger(5)
+        event.trigger_resample()
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_receiving_something_else_says_so() -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        with Event() as event:
+            socket.send_fds(here, [b"E"], [event.fileno()])
+        with pytest.raises(EOFError, match="expected a level event"):
+            IrqLevelEvent.receive(there)
+        here.close()
+        with pytest.raises(EOFError, match="expected a level event"):
+            IrqLevelEvent.receive(there)
+
+
+def test_sources_are_checked_records() -> None:
+    source = IrqEventSource(PlatformDeviceId.SERIAL, 0, "COM1")
+    assert source == IrqEventSource(PlatformDeviceId(4), 0, "COM1")
+    with pytest.raises(ValueError, match="queue_id"):
+        IrqEventSource(PlatformDeviceId.SERIAL, -1, "COM1")
+    with pytest.raises(ValueError, match="vendor"):
+        PciDeviceId(0x10000, 0)

@@ -1,0 +1,91 @@
+"""Routes: the default table, the rules, and that a refused table changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from irqchip_core.errors import InvalidRoute
+from irqchip_core.routes import IrqRoute, IrqSourceChip, MsiSource, PinSource, RoutingTable, default_routes
+
+PRIMARY, SECONDARY, IOAPIC = IrqSourceChip.PIC_PRIMARY, IrqSourceChip.PIC_SECONDARY, IrqSourceChip.IOAPIC
+
+
+def test_default_table_is_that_of_kvm() -> None:
+    routes = default_routes()
+    assert len(routes) == 40
+    assert routes[:2] == [IrqRoute(0, PinSource(PRIMARY, 0)), IrqRoute(0, PinSource(IOAPIC, 0))]
+    assert RoutingTable(routes)[12] == (PinSource(SECONDARY, 4), PinSource(IOAPIC, 12))
+    assert RoutingTable(routes)[23] == (PinSource(IOAPIC, 23),)
+    assert len(default_routes(240)) == 256
+
+
+def test_a_gsi_without_routes_has_no_sources() -> None:
+    table = RoutingTable()
+    assert table[0] == table[-1] == table[1 << 40] == ()
+    assert len(table) == 0
+
+
+@pytest.mark.parametrize(
+    ("routes", "problem"),
+    [
+        ([IrqRoute(-1, MsiSource(0, 0))], "GSI out of range"),
+        ([IrqRoute(4096, MsiSource(0, 0))], "GSI out of range"),
+        ([IrqRoute(0, PinSource(IOAPIC, 24))], "pin out of range"),
+        ([IrqRoute(0, PinSource(IOAPIC, -1))], "pin out of range"),
+        ([IrqRoute(0, PinSource(PRIMARY, 8))], "pin out of range"),
+        ([IrqRoute(0, PinSource(SECONDARY, 8))], "pin out of range"),
+        ([IrqRoute(0, PinSource(IrqSourceChip.GIC, 0))], "there is no gic here"),
+        ([IrqRoute.msi(24, 1 << 64, 0)], "the address has 64 bits"),
+        ([IrqRoute.msi(24, 0, 1 << 32)], "the address has 64 bits"),
+        ([IrqRoute.msi(24, 0, -1)], "the address has 64 bits"),
+        ([IrqRoute.ioapic(5), IrqRoute(5, PinSource(IOAPIC, 6))], "the GSI already has pin 5 there"),
+        ([IrqRoute.ioapic(5), IrqRoute.msi(5, 0, 0)], "one MSI or pins"),
+        ([IrqRoute.msi(24, 0, 0), IrqRoute.msi(24, 0, 1)], "one MSI or pins"),
+    ],
+)
+def test_bad_tables_are_refused_with_the_route_and_the_remedy(routes: list[IrqRoute], problem: str) -> None:
+    with pytest.raises(InvalidRoute, match=problem) as caught:
+        RoutingTable(routes, subject="chip")
+    assert caught.value.subject == "chip"
+    assert caught.value.argument == "route"
+    assert caught.value.remedy
+    assert f"gsi={routes[-1].gsi}" in str(caught.value)
+
+
+def test_replacing_a_gsi_drops_all_its_routes() -> None:
+    table = RoutingTable(default_routes()).replacing_gsi(IrqRoute.msi(5, 0xFEE00000, 0x41))
+    assert table[5] == (MsiSource(0xFEE00000, 0x41),)
+    assert len(table) == 39
+
+
+def test_adding_drops_only_the_conflicting_route() -> None:
+    table = RoutingTable(default_routes()).adding(IrqRoute(5, PinSource(IOAPIC, 9)))
+    assert table[5] == (PinSource(PRIMARY, 5), PinSource(IOAPIC, 9))
+    assert table.adding(IrqRoute.msi(30, 0, 1)).adding(IrqRoute.msi(30, 0, 2))[30] == (MsiSource(0, 2),)
+    with pytest.raises(InvalidRoute, match="one MSI or pins"):
+        table.adding(IrqRoute.msi(5, 0, 0))
+
+
+SOURCES = st.one_of(
+    st.builds(PinSource, st.sampled_from(IrqSourceChip), st.integers(-1, 30)),
+    st.builds(MsiSource, st.integers(-1, 1 << 64), st.integers(-1, 1 << 32)),
+)
+
+
+@given(st.lists(st.builds(IrqRoute, st.integers(-1, 5), SOURCES)))
+def test_any_sequence_of_changes_leaves_a_valid_table(routes: list[IrqRoute]) -> None:
+    table = RoutingTable()
+    for route in routes:
+        before = list(table)
+        for change in (table.adding, table.replacing_gsi):
+            try:
+                table = change(route)
+            except InvalidRoute:
+                assert list(table) == before
+    assert RoutingTable(table) == table
+    for gsi in range(6):
+        kinds = [source.chip if isinstance(source, PinSource) else None for source in table[gsi]]
+        assert len(set(kinds)) == len(kinds)
+        assert None not in kinds or kinds == [None]
