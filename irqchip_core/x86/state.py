@@ -87,6 +87,9 @@ class IoapicState:
         ioapicid: Id register; the id is in bits 24-27.
         current_interrupt_level_bitmap: Bit n is the level of pin n.
         redirect_table: One 64-bit redirection entry a pin.
+        successive_eois: By pin, EOIs in a row that found its line still asserted. KVM does not tell.
+        held_back: Bit n: the interrupt of pin n is held back, since its guest never lowers the line.
+        held_back_for: Nanoseconds until those are sent; None if there are none.
     """
 
     base_address: int = 0
@@ -94,6 +97,9 @@ class IoapicState:
     ioapicid: int = 0
     current_interrupt_level_bitmap: int = 0
     redirect_table: list[int] = field(factory=lambda: [0] * IOAPIC_PINS)
+    successive_eois: dict[int, int] = field(factory=dict[int, int])
+    held_back: int = 0
+    held_back_for: int | None = None
 
 
 @define
@@ -102,9 +108,34 @@ class LapicState:
 
     Attributes:
         regs: 64 registers of 32 bits; the one at byte offset n of the register page is ``regs[n // 16]``.
+            In x2APIC mode the id has all its 32 bits (KVM_X2APIC_API_USE_32BIT_IDS), and the upper half of
+            the interrupt command register is at 0x310.
+
+    KVM_GET_LAPIC does not tell the rest:
+
+    Attributes:
+        apic_base: IA32_APIC_BASE; None where the record came from KVM, which has it in the vCPU's MSRs.
+        pending_errors: What ESR will show when it is written next.
+        timer_elapsed: Time since the timer's count was the initial one, in 10**-9 cycles of its input
+            clock; None if it stands still, or if only the current count in `regs` is known.
+        tsc_deadline: IA32_TSC_DEADLINE.
+        lint_levels: Bit n: LINTn is asserted.
+        nmis: Pending NMIs, 0 to 2.
+        smi, init, extint: Whether one is pending.
+        startup_vector: That of a pending start-up IPI, or None.
     """
 
     regs: list[int] = field(factory=lambda: [0] * LAPIC_REGISTERS)
+    apic_base: int | None = None
+    pending_errors: int = 0
+    timer_elapsed: int | None = None
+    tsc_deadline: int = 0
+    lint_levels: int = 0
+    nmis: int = 0
+    smi: bool = False
+    init: bool = False
+    startup_vector: int | None = None
+    extint: bool = False
 
 
 class PitRwState(enum.IntEnum):
