@@ -16,7 +16,7 @@ from typing import Any
 from irqchip_core.errors import IrqChipError
 from irqchip_core.hookspecs import Backend
 from irqchip_core.plugins import PluginRecord, Plugins, installed
-from irqchip_core.selection import create_vm, find_backend, judge, usable
+from irqchip_core.selection import create_vm, find_backend, find_hypervisor, judge, usable
 from irqchip_core.vcpu import Vm
 
 USAGE_ERROR = 2
@@ -81,10 +81,13 @@ def _vms(plugins: Plugins, only: str | None = None) -> Iterator[dict[str, Vm | s
                 vm.close()
 
 
-def _on_each_hypervisor(backend: Backend, vms: dict[str, Vm | str]) -> dict[str, dict[str, Any]]:
-    """What `backend` says of a VM of each hypervisor it can serve."""
+def _on_each_hypervisor(
+    backend: Backend, vms: dict[str, Vm | str], only: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """What `backend` says of a VM of each hypervisor it can serve, or of the one asked for."""
     answers: dict[str, dict[str, Any]] = {}
-    for name in sorted(backend.hypervisors) if backend.hypervisors is not None else vms:
+    names = sorted(backend.hypervisors) if backend.hypervisors is not None else list(vms)
+    for name in [only] if only is not None else names:
         vm = vms.get(name, f"hypervisor {name} is not installed")
         if isinstance(vm, str):
             answers[name] = {"viable": False, "reason": vm, "capabilities": []}
@@ -107,7 +110,12 @@ def _list(args: argparse.Namespace) -> int:
         return 0
     rows = [("KIND", "NAME", "DISTRIBUTION", "API", "HERE")]
     for entry in entries:
-        head = (entry["kind"], entry["name"], f"{entry['distribution']} {entry['version']}", str(entry["api_version"]))
+        head = (
+            entry["kind"],
+            entry["name"],
+            f"{entry['distribution']} {entry['version']}",
+            str(entry["api_version"] or "-"),
+        )
         rows += [(*head, verdict) for verdict in _verdicts(entry)]
     print(format_table(rows))
     return 0
@@ -152,8 +160,10 @@ def _verdict(answer: dict[str, Any], where: str) -> str:
 def _probe(args: argparse.Namespace) -> int:
     plugins = installed()
     backend = find_backend(args.name)
+    if args.hypervisor is not None:
+        find_hypervisor(args.hypervisor)
     with _vms(plugins, args.hypervisor) as vms:
-        answers = _on_each_hypervisor(backend, vms)
+        answers = _on_each_hypervisor(backend, vms, args.hypervisor)
     if args.json:
         print(json.dumps({"name": backend.name, "summary": backend.summary, "on": answers}, indent=2))
     else:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import pluggy
-from attrs import field, frozen
+from attrs import frozen
 
 if TYPE_CHECKING:
     from irqchip_core.chip import IrqChip, IrqChipCap
@@ -38,7 +38,7 @@ class Probe:
     """
 
     refusal: str | None = None
-    capabilities: frozenset[IrqChipCap] = field(default=frozenset(), converter=frozenset)
+    capabilities: frozenset[IrqChipCap] = frozenset()
 
 
 class Backend(ABC):

@@ -101,7 +101,7 @@ def create_irqchip(
     if name is None:
         judged = candidates(vm, require=require, plugins=plugins)
     else:
-        judged = [judge(_named(name, plugins.backends, "backend", plugins), vm, require)]
+        judged = [judge(find_backend(name, plugins=plugins), vm, require)]
     chosen = next((candidate for candidate in judged if candidate.refusal is None), None)
     if chosen is None:
         raise NothingSuitable(
@@ -131,12 +131,8 @@ def create_vm(name: str | None = None, *, plugins: Plugins | None = None) -> Vm:
         NothingSuitable: The one named, or none of all, can be used here; each with its reason.
     """
     plugins = installed() if plugins is None else plugins
-    if name is not None:
-        hypervisors = [_named(name, plugins.hypervisors, "hypervisor", plugins)]
-    else:
-        hypervisors = list(plugins.hypervisors.values())
     refusals = []
-    for hypervisor in hypervisors:
+    for hypervisor in [find_hypervisor(name, plugins=plugins)] if name else plugins.hypervisors.values():
         refusal = usable(hypervisor)
         if refusal is None:
             return hypervisor.create_vm()
@@ -160,6 +156,12 @@ def find_backend(name: str, *, plugins: Plugins | None = None) -> Backend:
     """The backend of that name. Raises `UnknownName`, or the reason its plugin is broken."""
     plugins = installed() if plugins is None else plugins
     return _named(name, plugins.backends, "backend", plugins)
+
+
+def find_hypervisor(name: str, *, plugins: Plugins | None = None) -> Hypervisor:
+    """The hypervisor of that name; raises as `find_backend` does."""
+    plugins = installed() if plugins is None else plugins
+    return _named(name, plugins.hypervisors, "hypervisor", plugins)
 
 
 def _named(name: str, offers: Mapping[str, _Offer], kind: str, plugins: Plugins) -> _Offer:

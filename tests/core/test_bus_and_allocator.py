@@ -103,7 +103,11 @@ def test_the_device_found_is_the_one_whose_range_holds_the_address(ranges: list[
             assert not taken
             model |= dict.fromkeys(range(base, base + length), device)
     bus.write(address, 1, 0)
-    assert all(len(device.seen) == (model.get(address) is device) for _, _, device in bus.devices() if isinstance(device, Recorder))
+    assert all(
+        len(device.seen) == (model.get(address) is device)
+        for _, _, device in bus.devices()
+        if isinstance(device, Recorder)
+    )
 
 
 def test_removed_ranges_can_be_used_again() -> None:

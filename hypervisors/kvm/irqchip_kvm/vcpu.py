@@ -1,0 +1,292 @@
+"""A virtual processor of KVM: runs guest code, is kicked, holds registers and a local APIC.
+
+Only the vCPU's own thread uses it, except for `KvmVcpu.kick`, `KvmVcpu.close` and the readers of state while it
+does not run. What an exit means is in `exits`; how the kernel is called, in `ioctl`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Self
+
+from irqchip_core.chip import MPState
+from irqchip_core.errors import HypervisorError, InvalidArgument
+from irqchip_core.exits import Exit, UnknownExit
+from irqchip_core.x86 import kvm_layout
+from irqchip_core.x86.registers import CpuidEntry, Regs, Sregs
+from irqchip_core.x86.state import LapicState
+from irqchip_kvm import abi, records
+from irqchip_kvm.exits import DECODERS, INTERRUPTED
+from irqchip_kvm.ioctl import Buffer, Handle, buffer, this_thread
+from irqchip_kvm.problems import failure
+from irqchip_kvm.records import VcpuEvents
+
+if TYPE_CHECKING:
+    from irqchip_kvm.vm import KvmVm
+
+_log = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds that `KvmVcpu.close` waits for a `run` on another thread to come back."""
+
+_MSRS_AT_ONCE = 255  # MAX_IO_MSRS of the kernel, less one
+
+
+class KvmVcpu:
+    """A vCPU. Made by `KvmVm.create_vcpu`; implements ``irqchip_core.vcpu.VcpuX86_64``."""
+
+    def __init__(self, vm: KvmVm, handle: Handle, vcpu_id: int, run_size: int) -> None:
+        self._vm = vm  # whose memory must stay while the guest may run
+        self._handle = handle
+        self._id = vcpu_id
+        # Never unmapped by hand: exits and late kicks may use it after close, and it goes with its last view.
+        self._run = handle.map(run_size)
+        self._run_words = self._run[: abi.RUN_EXIT].cast("I")
+        self._this_thread = this_thread()
+        self._running = threading.Lock()
+        self._runner = 0  # native id of the thread inside run(), or 0
+
+    @property
+    def id(self) -> int:
+        """Number of the vCPU, from 0; also its initial APIC id."""
+        return self._id
+
+    @property
+    def closed(self) -> bool:
+        return self._handle.closed
+
+    def __repr__(self) -> str:
+        return f"<KvmVcpu {self._id}{' closed' if self.closed else ''}>"
+
+    # --- running
+
+    def run(self) -> Exit:
+        """Execute guest code until something is for user space to do (KVM_RUN). Releases the GIL.
+
+        Buffers in the exit are the kernel's own memory: they are valid until the next `run`, which also
+        completes the access.
+
+        Raises:
+            Closed: The vCPU is closed, or was closed meanwhile.
+            HypervisorError: KVM_RUN failed, or another thread is in `run` (EBUSY).
+        """
+        if not self._running.acquire(blocking=False):
+            raise self._busy(abi.KVM_RUN)
+        try:
+            self._runner = self._this_thread.native_id
+            # From here a kick sends a signal. One that came before has set immediate_exit, which KVM_RUN looks at.
+            result = self._handle.try_call(abi.KVM_RUN)
+            if result == 0:
+                reason = self._run_words[abi.RUN_EXIT_REASON // 4]
+                decoder = DECODERS.get(reason)
+                return UnknownExit(reason) if decoder is None else decoder(self._run)
+            if result == -errno.EINTR:
+                self._run[abi.RUN_IMMEDIATE_EXIT] = 0  # only here, so that no kick is lost
+                return INTERRUPTED
+            if result == -errno.EAGAIN:  # a start-up IPI has just made this vCPU runnable
+                return INTERRUPTED
+            raise failure(abi.KVM_RUN.name, -result, self._handle.subject)
+        finally:
+            self._runner = 0
+            self._running.release()
+
+    def kick(self) -> None:
+        """Make the current or else the next `run` return `InterruptedExit` soon. From any thread.
+
+        Kicks before that return merge. Harmless on a closed vCPU.
+        """
+        self._run[abi.RUN_IMMEDIATE_EXIT] = 1  # before the look at _runner: see run()
+        if runner := self._runner:
+            self._this_thread.kick_signal.send(runner)
+
+    def close(self) -> None:
+        """Release the vCPU; one that runs on another thread is kicked out and waited for.
+
+        If that thread does not come back within `CLOSE_TIMEOUT` seconds, its `run` releases the vCPU when it
+        does. Closing twice is harmless.
+        """
+        if self._handle.closed:
+            return
+        self._handle.close()
+        self.kick()
+        if self._runner != self._this_thread.native_id and self._running.acquire(timeout=CLOSE_TIMEOUT):
+            self._running.release()
+            self._vm.forget_vcpu(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _busy(self, request: abi.Request) -> HypervisorError:
+        return HypervisorError(
+            f"it is running on thread {self._runner} (EBUSY)",
+            call=request.name,
+            errno=errno.EBUSY,
+            subject=self._handle.subject,
+            remedy="use a vCPU on its own thread only, or kick it and wait for its run() to return",
+        )
+
+    def _call(self, request: abi.Request, argument: int | Buffer = 0) -> int:
+        if self._runner:  # the kernel would block us until the guest exits
+            raise self._busy(request)
+        return self._handle.call(request, argument)
+
+    def _get(self, request: abi.Request, size: int) -> bytes:
+        data = buffer(size)
+        self._call(request, data)
+        return data.raw
+
+    # --- the run area
+
+    def ready_for_interrupt(self) -> bool:
+        """Whether an external interrupt can be injected now, as of the last exit."""
+        run = self._run
+        return run[abi.RUN_READY_FOR_INTERRUPT_INJECTION] != 0 and run[abi.RUN_IF_FLAG] != 0
+
+    def set_interrupt_window_requested(self, requested: bool) -> None:
+        """Ask for an `IrqWindowExit` as soon as an interrupt can be injected, or take that back."""
+        self._run[abi.RUN_REQUEST_INTERRUPT_WINDOW] = 1 if requested else 0
+
+    @property
+    def cr8(self) -> int:
+        """Task priority class 0-15 as of the last exit; what is set is taken at the next `run`.
+
+        With a local APIC in the kernel, setting it has no effect.
+        """
+        return self._run_words[abi.RUN_CR8 // 4]
+
+    @cr8.setter
+    def cr8(self, value: int) -> None:
+        if not 0 <= value <= 15:
+            raise InvalidArgument(f"{value} is not from 0 to 15", subject=self._handle.subject, argument="cr8")
+        self._run_words[abi.RUN_CR8 // 4] = value
+
+    @property
+    def apic_base(self) -> int:
+        """MSR 0x1B (IA32_APIC_BASE) as of the last exit."""
+        value: int = abi.RUN_U64.unpack_from(self._run, abi.RUN_APIC_BASE)[0]
+        return value
+
+    def complete_msr(self, value: int = 0, *, fault: bool = False) -> None:
+        """Answer the last `MsrExit` before the next `run`.
+
+        Args:
+            value: What RDMSR gives, 64 bits; without meaning for WRMSR.
+            fault: Raise #GP in the guest instead.
+
+        Raises:
+            InvalidArgument: The last exit was none, or `value` does not fit.
+        """
+        reason = self._run_words[abi.RUN_EXIT_REASON // 4]
+        if reason not in (abi.ExitReason.X86_RDMSR, abi.ExitReason.X86_WRMSR):
+            raise InvalidArgument("the last exit was no MSR access", subject=self._handle.subject)
+        if not 0 <= value < 1 << 64:
+            raise InvalidArgument(f"{value:#x} is not of 64 bits", subject=self._handle.subject, argument="value")
+        self._run[abi.RUN_MSR_ERROR] = 1 if fault else 0
+        if reason == abi.ExitReason.X86_RDMSR:
+            abi.RUN_U64.pack_into(self._run, abi.RUN_MSR_DATA, value)
+
+    # --- injection
+
+    def interrupt(self, vector: int) -> None:
+        """Inject one external interrupt (KVM_INTERRUPT); only when ready, at most once per exit.
+
+        Args:
+            vector: 0-255.
+
+        Raises:
+            InvalidArgument: `vector` is out of range.
+            HypervisorError: EAGAIN: not ready. EEXIST: one is queued (split). ENXIO: the kernel has the chip.
+        """
+        if not 0 <= vector <= 255:
+            raise InvalidArgument(f"{vector} is not from 0 to 255", subject=self._handle.subject, argument="vector")
+        if not self.ready_for_interrupt():
+            raise failure(abi.KVM_INTERRUPT.name, errno.EAGAIN, self._handle.subject)
+        self._call(abi.KVM_INTERRUPT, abi.INTERRUPT.pack(vector))
+
+    def inject_nmi(self) -> None:
+        """Inject an NMI (KVM_NMI)."""
+        self._call(abi.KVM_NMI)
+
+    # --- processor state
+
+    def get_regs(self) -> Regs:
+        return records.regs_from_kvm(self._get(abi.KVM_GET_REGS, abi.REGS.size))
+
+    def set_regs(self, regs: Regs) -> None:
+        self._call(abi.KVM_SET_REGS, records.regs_to_kvm(regs))
+
+    def get_sregs(self) -> Sregs:
+        return records.sregs_from_kvm(self._get(abi.KVM_GET_SREGS, abi.SREGS.size))
+
+    def set_sregs(self, sregs: Sregs) -> None:
+        """Set them. Raises `InvalidArgument` if they are no state a processor can be in."""
+        self._call(abi.KVM_SET_SREGS, records.sregs_to_kvm(sregs))
+
+    def set_cpuid(self, entries: Sequence[CpuidEntry]) -> None:
+        """Say what CPUID shall answer, before the first `run` (KVM_SET_CPUID2)."""
+        self._call(abi.KVM_SET_CPUID2, records.cpuid_to_kvm(entries))
+
+    def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
+        """Values of these MSRs. Raises `HypervisorError` naming the first one the kernel refuses."""
+        return self._msrs(abi.KVM_GET_MSRS, [(index, 0) for index in indices])
+
+    def set_msrs(self, values: Mapping[int, int]) -> None:
+        """Set MSRs in the order given.
+
+        Raises:
+            HypervisorError: The kernel refuses one, which it names; those before it are set.
+        """
+        self._msrs(abi.KVM_SET_MSRS, list(values.items()))
+
+    def _msrs(self, request: abi.Request, entries: Sequence[tuple[int, int]]) -> dict[int, int]:
+        result: dict[int, int] = {}
+        for start in range(0, len(entries), _MSRS_AT_ONCE):
+            chunk = entries[start : start + _MSRS_AT_ONCE]
+            packed = [records.pack(abi.MSR_ENTRY, "MSR", index, value) for index, value in chunk]
+            data = buffer(abi.MSRS.pack(len(chunk)) + b"".join(packed))
+            if (done := self._call(request, data)) < len(chunk):
+                raise HypervisorError(
+                    f"the kernel refuses MSR {chunk[done][0]:#x}",
+                    call=request.name,
+                    errno=errno.EINVAL,
+                    subject=self._handle.subject,
+                    remedy="leave it out, or check its value and that CPUID announces it",
+                )
+            result.update(abi.MSR_ENTRY.iter_unpack(data.raw[abi.MSRS.size :]))
+        return result
+
+    def get_vcpu_events(self) -> VcpuEvents:
+        """What the vCPU is about to take (KVM_GET_VCPU_EVENTS)."""
+        return records.events_from_kvm(self._get(abi.KVM_GET_VCPU_EVENTS, abi.VCPU_EVENTS.size))
+
+    def set_vcpu_events(self, events: VcpuEvents) -> None:
+        """Set what the vCPU is about to take; optional fields by ``events.flags``."""
+        self._call(abi.KVM_SET_VCPU_EVENTS, records.events_to_kvm(events))
+
+    # --- what needs a local APIC in the kernel
+
+    def get_lapic_state(self) -> LapicState:
+        """State of the local APIC. Raises `HypervisorError` if the kernel has none."""
+        return kvm_layout.lapic_from_kvm(self._get(abi.KVM_GET_LAPIC, abi.LAPIC_STATE.size))
+
+    def set_lapic_state(self, state: LapicState) -> None:
+        self._call(abi.KVM_SET_LAPIC, kvm_layout.lapic_to_kvm(state))
+
+    def get_mp_state(self) -> MPState:
+        """Whether the vCPU runs, is halted or waits for a start-up IPI; always RUNNABLE without a local APIC."""
+        (number,) = abi.MP_STATE.unpack(self._get(abi.KVM_GET_MP_STATE, abi.MP_STATE.size))
+        try:
+            return MPState(number)
+        except ValueError:
+            _log.warning("%s: unknown MP state %d is read as RUNNABLE", self._handle.subject, number)
+            return MPState.RUNNABLE
+
+    def set_mp_state(self, state: MPState) -> None:
+        """Set it. Raises `InvalidArgument` for STOPPED, and without a local APIC for all but RUNNABLE."""
+        self._call(abi.KVM_SET_MP_STATE, abi.MP_STATE.pack(state))

@@ -1,0 +1,386 @@
+"""`KvmKernelIrqChip`: PIC, IOAPIC, PIT and local APICs are all in the Linux kernel.
+
+Devices' events go to the kernel as irqfds, so no interrupt passes through user space, there is nothing for
+an irq loop to serve, and the kernel lets a halted vCPU sleep inside KVM_RUN. What is left here is
+bookkeeping: the routing table that was last accepted, which events are connected, and the vCPUs.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable
+from typing import Any, Self
+
+from attrs import frozen
+from typing_extensions import override
+
+from irqchip_core.allocator import SystemAllocator
+from irqchip_core.bus import Bus
+from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
+from irqchip_core.errors import Closed, InvalidArgument, UnknownVcpu, WrongType
+from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqEventToken, IrqLevelEvent
+from irqchip_core.hookspecs import Probe
+from irqchip_core.routes import IrqRoute, RoutingTable, default_routes
+from irqchip_core.vcpu import Vcpu, Vm
+from irqchip_core.x86.chip import IrqChipX86_64
+from irqchip_core.x86.state import IoapicState, LapicState, PicSelect, PicState, PitState
+from irqchip_kvm import KvmVcpu, KvmVm
+from irqchip_kvm.abi import Cap
+
+_log = logging.getLogger(__name__)
+
+NAME = "kvm_kernel"
+
+LAPIC_FREQUENCY = 1_000_000_000
+"""KVM's local APIC timers count nanoseconds (APIC_BUS_CYCLE_NS is 1 unless user space changes it)."""
+
+IA32_APIC_BASE = 0x1B
+"""Intel SDM vol. 3, 12.4.4."""
+
+_NEEDED = {
+    Cap.IRQCHIP: "an interrupt chip in the kernel (KVM_CAP_IRQCHIP)",
+    Cap.PIT2: "a PIT in the kernel (KVM_CAP_PIT2)",
+    Cap.IRQ_ROUTING: "interrupt routing (KVM_CAP_IRQ_ROUTING)",
+    Cap.IRQFD: "irqfds (KVM_CAP_IRQFD)",
+    Cap.IRQFD_RESAMPLE: "resampling irqfds (KVM_CAP_IRQFD_RESAMPLE)",
+    Cap.MP_STATE: "MP states (KVM_CAP_MP_STATE)",
+}
+
+
+def _capabilities(vm: KvmVm) -> frozenset[IrqChipCap]:
+    capabilities = {IrqChipCap.X2APIC, IrqChipCap.MP_STATE_GET_SET}
+    if vm.check_extension(Cap.TSC_DEADLINE_TIMER) == 1:
+        capabilities.add(IrqChipCap.TSC_DEADLINE_TIMER)
+    return frozenset(capabilities)
+
+
+def probe(vm: Vm) -> Probe:
+    """Whether `vm` can have this chip."""
+    if not isinstance(vm, KvmVm):
+        return Probe(f"it needs a VM of irqchip-kvm, not {type(vm).__name__}")
+    missing = [what for capability, what in _NEEDED.items() if not vm.check_extension(capability)]
+    if missing:
+        return Probe(f"this kernel's KVM lacks {', '.join(missing)}; use a kernel with CONFIG_KVM_IOAPIC")
+    return Probe(capabilities=_capabilities(vm))
+
+
+@frozen(eq=False)
+class _Registration:
+    """An event the kernel listens to. Our clone of the trigger keeps the irqfd when the device closes its own."""
+
+    gsi: int
+    trigger: Event
+
+
+@frozen
+class KernelChipState:
+    """What only this chip has to save: its routes and two things KVM keeps in each vCPU.
+
+    Attributes:
+        routes: The routing table.
+        apic_bases: IA32_APIC_BASE of each vCPU, from 0.
+        interrupt_bitmaps: Vectors injected but not yet delivered, of each vCPU.
+    """
+
+    routes: tuple[IrqRoute, ...]
+    apic_bases: tuple[int, ...]
+    interrupt_bitmaps: tuple[int, ...]
+
+
+class _Shared:
+    """State of the chip, common to all its handles. `lock` guards everything that changes."""
+
+    def __init__(self, vm: KvmVm, vcpu_count: int) -> None:
+        self.vm = vm
+        self.vcpus: list[KvmVcpu | None] = [None] * vcpu_count
+        self.routes = RoutingTable(default_routes(), subject=NAME)  # KVM_CREATE_IRQCHIP installs the same
+        self.registrations: list[_Registration] = []
+        self.capabilities = _capabilities(vm)
+        self.handles = 1
+        self.lock = threading.Lock()
+
+
+class KvmKernelIrqChip(IrqChipX86_64):
+    """The chip in the kernel.
+
+    Args:
+        vm: A KVM VM without vCPUs and without a chip.
+        vcpu_count: How many vCPUs it will have at most.
+
+    Raises:
+        WrongType: `vm` is not a `KvmVm`.
+        HypervisorError: KVM refuses to make the chip, because a vCPU or another chip exists.
+    """
+
+    name = NAME
+
+    def __init__(self, vm: Vm, vcpu_count: int) -> None:
+        super().__init__()
+        if not isinstance(vm, KvmVm):
+            raise WrongType(
+                f"it is a {type(vm).__name__}", subject=NAME, argument="vm", remedy="give an irqchip_kvm.KvmVm"
+            )
+        if vcpu_count < 1:
+            raise InvalidArgument(f"{vcpu_count} is below 1", subject=NAME, argument="vcpu_count")
+        vm.create_irqchip()
+        vm.create_pit2()
+        self._state: _Shared | None = _Shared(vm, vcpu_count)
+
+    @property
+    def _shared(self) -> _Shared:
+        if self._state is None:
+            raise Closed("the chip is closed", subject=NAME, remedy="keep the handle open, or use another clone")
+        return self._state
+
+    def _vcpu(self, vcpu_id: int) -> KvmVcpu:
+        vcpus = self._shared.vcpus
+        vcpu = vcpus[vcpu_id] if 0 <= vcpu_id < len(vcpus) else None
+        if vcpu is None:
+            raise UnknownVcpu(
+                f"there is no vCPU {vcpu_id}", subject=NAME, argument="vcpu_id", remedy="give it to add_vcpu first"
+            )
+        return vcpu
+
+    @override
+    def add_vcpu(self, vcpu_id: int, vcpu: Vcpu) -> None:
+        shared = self._shared
+        if not 0 <= vcpu_id < len(shared.vcpus):
+            raise UnknownVcpu(
+                f"vCPU {vcpu_id} is beyond the {len(shared.vcpus)} the chip was made for",
+                subject=NAME,
+                argument="vcpu_id",
+                remedy="make the chip with a larger vcpu_count",
+            )
+        if not isinstance(vcpu, KvmVcpu):
+            raise WrongType(
+                f"it is a {type(vcpu).__name__}", subject=NAME, argument="vcpu", remedy="give an irqchip_kvm.KvmVcpu"
+            )
+        shared.vcpus[vcpu_id] = vcpu
+
+    # Events: KVM_IRQFD, edge or with a resample event. The kernel listens; nothing is served here.
+
+    def _register(self, irq: int, event: IrqEdgeEvent | IrqLevelEvent, source: IrqEventSource) -> None:
+        shared = self._shared
+        self._check_gsi(irq)
+        trigger = event.get_trigger().clone()
+        try:
+            with shared.lock:
+                resample = event.get_resample() if isinstance(event, IrqLevelEvent) else None
+                shared.vm.assign_irqfd(irq, trigger, resample)
+                shared.registrations.append(_Registration(irq, trigger))
+        except BaseException:
+            trigger.close()
+            raise
+        self.observers.event_registered(self, irq, source, None)
+
+    def _unregister(self, irq: int, trigger: Event) -> None:
+        shared = self._shared
+        self._check_gsi(irq)
+        with shared.lock:
+            found = next((r for r in shared.registrations if r.gsi == irq and r.trigger == trigger), None)
+            if found is None:
+                return
+            shared.vm.deassign_irqfd(irq, found.trigger)
+            shared.registrations.remove(found)
+        found.trigger.close()
+        self.observers.event_unregistered(self, irq)
+
+    def _check_gsi(self, irq: int) -> None:
+        if not 0 <= irq < 1 << 32:
+            raise InvalidArgument(
+                f"GSI {irq} is out of range", subject=NAME, argument="irq", remedy="give an unsigned 32-bit number"
+            )
+
+    @override
+    def register_edge_irq_event(self, irq: int, event: IrqEdgeEvent, source: IrqEventSource) -> IrqEventIndex | None:
+        self._register(irq, event, source)
+        return None
+
+    @override
+    def unregister_edge_irq_event(self, irq: int, event: IrqEdgeEvent) -> None:
+        self._unregister(irq, event.get_trigger())
+
+    @override
+    def register_level_irq_event(self, irq: int, event: IrqLevelEvent, source: IrqEventSource) -> IrqEventIndex | None:
+        self._register(irq, event, source)
+        return None
+
+    @override
+    def unregister_level_irq_event(self, irq: int, event: IrqLevelEvent) -> None:
+        self._unregister(irq, event.get_trigger())
+
+    # Routes: KVM_SET_GSI_ROUTING takes the whole table, so ours is kept only when KVM took it.
+
+    def _commit(self, shared: _Shared, routes: RoutingTable) -> None:
+        shared.vm.set_gsi_routing(routes)
+        shared.routes = routes
+
+    @override
+    def route_irq(self, route: IrqRoute) -> None:
+        shared = self._shared
+        with shared.lock:
+            self._commit(shared, shared.routes.replacing_gsi(route))
+        self.observers.routes_changed(self, shared.routes)
+
+    @override
+    def set_irq_routes(self, routes: Iterable[IrqRoute]) -> None:
+        shared = self._shared
+        with shared.lock:
+            self._commit(shared, shared.routes.replaced(routes))
+        self.observers.routes_changed(self, shared.routes)
+
+    @override
+    def irq_event_tokens(self) -> list[IrqEventToken]:
+        return []
+
+    @override
+    def service_irq(self, irq: int, level: bool) -> None:
+        self._check_gsi(irq)
+        self._shared.vm.irq_line(irq, level)
+
+    @override
+    def service_irq_event(self, index: IrqEventIndex) -> None:
+        _log.error("%s: asked to serve event %d, but the kernel serves all events itself", NAME, index)
+
+    @override
+    def broadcast_eoi(self, vector: int) -> None:
+        _log.error("%s: told of the EOI of vector %d, which the IOAPIC in the kernel has seen itself", NAME, vector)
+
+    # vCPUs: the kernel injects, halts, waits and wakes.
+
+    @override
+    def inject_interrupts(self, vcpu: Vcpu) -> None:
+        pass
+
+    @override
+    def halted(self, vcpu_id: int) -> None:
+        pass
+
+    @override
+    def wait_until_runnable(self, vcpu: Vcpu) -> VcpuRunState:
+        return VcpuRunState.RUNNABLE
+
+    @override
+    def kick_halted_vcpus(self) -> None:
+        pass
+
+    @override
+    def get_mp_state(self, vcpu_id: int) -> MPState:
+        return self._vcpu(vcpu_id).get_mp_state()
+
+    @override
+    def set_mp_state(self, vcpu_id: int, state: MPState) -> None:
+        self._vcpu(vcpu_id).set_mp_state(state)
+
+    @override
+    def try_clone(self) -> Self:
+        shared = self._shared
+        clone = type(self).__new__(type(self))
+        IrqChipX86_64.__init__(clone, self.observers)
+        with shared.lock:
+            shared.handles += 1
+        clone._state = shared
+        return clone
+
+    @override
+    def finalize_devices(self, allocator: SystemAllocator, io_bus: Bus, mmio_bus: Bus) -> None:
+        pass
+
+    @override
+    def process_delayed_irq_events(self) -> None:
+        pass
+
+    @override
+    def irq_delayed_event_token(self) -> Event | None:
+        return None
+
+    @override
+    def check_capability(self, capability: IrqChipCap) -> bool:
+        return capability in self._shared.capabilities
+
+    @override
+    def close(self) -> None:
+        shared, self._state = self._state, None
+        if shared is None:
+            return
+        with shared.lock:
+            shared.handles -= 1
+            if shared.handles:
+                return
+            registrations, shared.registrations = shared.registrations, []
+        for registration in registrations:
+            if not shared.vm.closed:
+                shared.vm.deassign_irqfd(registration.gsi, registration.trigger)
+            registration.trigger.close()
+
+    # The x86 extension: KVM_GET/SET_IRQCHIP, _LAPIC, _PIT2.
+
+    @override
+    def get_pic_state(self, select: PicSelect) -> PicState:
+        return self._shared.vm.get_pic_state(select)
+
+    @override
+    def set_pic_state(self, select: PicSelect, state: PicState) -> None:
+        self._shared.vm.set_pic_state(select, state)
+
+    @override
+    def get_ioapic_state(self) -> IoapicState:
+        return self._shared.vm.get_ioapic_state()
+
+    @override
+    def set_ioapic_state(self, state: IoapicState) -> None:
+        self._shared.vm.set_ioapic_state(state)
+
+    @override
+    def get_lapic_state(self, vcpu_id: int) -> LapicState:
+        return self._vcpu(vcpu_id).get_lapic_state()
+
+    @override
+    def set_lapic_state(self, vcpu_id: int, state: LapicState) -> None:
+        self._vcpu(vcpu_id).set_lapic_state(state)
+
+    @override
+    def get_pit(self) -> PitState:
+        return self._shared.vm.get_pit()
+
+    @override
+    def set_pit(self, state: PitState) -> None:
+        self._shared.vm.set_pit(state)
+
+    @override
+    def lapic_frequency(self) -> int:
+        return LAPIC_FREQUENCY
+
+    @override
+    def pit_uses_speaker_port(self) -> bool:
+        return False  # KVM_CREATE_PIT2 was given no KVM_PIT_SPEAKER_DUMMY, so port 0x61 is free
+
+    @override
+    def snapshot_chip_specific(self) -> KernelChipState:
+        shared = self._shared
+        vcpus = [self._vcpu(vcpu_id) for vcpu_id in range(len(shared.vcpus))]
+        return KernelChipState(
+            routes=tuple(shared.routes),
+            apic_bases=tuple(vcpu.get_msrs([IA32_APIC_BASE])[IA32_APIC_BASE] for vcpu in vcpus),
+            interrupt_bitmaps=tuple(vcpu.get_sregs().interrupt_bitmap for vcpu in vcpus),
+        )
+
+    @override
+    def restore_chip_specific(self, data: Any) -> None:
+        shared = self._shared
+        count = len(shared.vcpus)
+        if not isinstance(data, KernelChipState) or not len(data.apic_bases) == len(data.interrupt_bitmaps) == count:
+            raise InvalidArgument(
+                f"it is not the state of a {NAME} chip of {count} vCPUs",
+                subject=NAME,
+                argument="data",
+                remedy="restore what snapshot_chip_specific of such a chip gave",
+            )
+        vcpus = [self._vcpu(vcpu_id) for vcpu_id in range(count)]
+        self.set_irq_routes(data.routes)
+        for vcpu, apic_base, bitmap in zip(vcpus, data.apic_bases, data.interrupt_bitmaps, strict=True):
+            vcpu.set_msrs({IA32_APIC_BASE: apic_base})
+            sregs = vcpu.get_sregs()
+            sregs.interrupt_bitmap = bitmap
+            vcpu.set_sregs(sregs)

@@ -1,0 +1,142 @@
+"""One thread for all that devices do by themselves: timers, resample events, input from the host.
+
+Callbacks run on that thread, one at a time. A device that is also accessed by vCPUs locks its own state.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import selectors
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from irqchip_core.events import Event
+
+Callback = Callable[[], object]
+
+
+class Timer:
+    """A call to come. `cancel` it from any thread; it may be about to run."""
+
+    __slots__ = ("callback", "when")
+
+    def __init__(self, when: int, callback: Callback) -> None:
+        self.when = when
+        self.callback: Callback | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class Timers(Protocol):
+    """Time as a device sees it, so that a test can be its master."""
+
+    def now(self) -> int:
+        """Monotonic nanoseconds."""
+        ...
+
+    def call_at(self, when: int, callback: Callback) -> Timer:
+        """Call `callback` at `when` (as `now` counts) or soon after."""
+        ...
+
+
+class DeviceLoop:
+    """The thread, from `start` to `stop`.
+
+    Args:
+        on_error: Told of an exception in a callback, on the loop's thread; the loop goes on.
+    """
+
+    def __init__(self, on_error: Callable[[BaseException], object]) -> None:
+        self._on_error = on_error
+        self._selector = selectors.PollSelector()  # unlike epoll it takes regular files: `irqchip run < file`
+        self._changed = Event()
+        self._selector.register(self._changed, selectors.EVENT_READ, self._changed.reset)
+        self._lock = threading.Lock()
+        self._timers: list[tuple[int, int, Timer]] = []
+        self._order = itertools.count()
+        self._changes: list[Callback] = []
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    def now(self) -> int:
+        """Monotonic nanoseconds."""
+        return time.monotonic_ns()
+
+    def call_at(self, when: int, callback: Callback) -> Timer:
+        """Call `callback` at `when` (as `now` counts) or soon after. From any thread."""
+        timer = Timer(when, callback)
+        with self._lock:
+            heapq.heappush(self._timers, (when, next(self._order), timer))
+            first = self._timers[0][2] is timer
+        if first:
+            self._changed.signal()
+        return timer
+
+    def watch(self, source: Any, callback: Callback) -> None:
+        """Call `callback` whenever `source` (a descriptor or what has one) is readable. From any thread."""
+        self._change(lambda: self._selector.register(source, selectors.EVENT_READ, callback))
+
+    def unwatch(self, source: Any) -> None:
+        """Undo `watch`, before `source` is closed. Takes effect at once on the loop's thread, else soon."""
+        if threading.current_thread() is self._thread:
+            self._selector.unregister(source)
+        else:
+            self._change(lambda: self._selector.unregister(source))
+
+    def _change(self, change: Callback) -> None:
+        # The selector belongs to the thread that polls it.
+        with self._lock:
+            self._changes.append(change)
+        self._changed.signal()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread = threading.Thread(target=self._run, name="devices", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Serve what is ready, end the thread and release everything. Harmless if done before."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._stopping = True
+            self._changed.signal()
+            thread.join()
+        if not self._changed.closed:
+            self._selector.close()
+            self._changed.close()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._poll(self._serve_timers())
+        self._poll(0)  # a last look: a guest's last EOI is counted although the guest has ended
+
+    def _poll(self, timeout: float | None) -> None:
+        for key, _ in self._selector.select(timeout):
+            self._call(key.data)
+        with self._lock:
+            changes, self._changes = self._changes, []
+        for change in changes:
+            self._call(change)
+
+    def _serve_timers(self) -> float | None:
+        """Call what is due; returns the seconds until the next timer."""
+        while True:
+            with self._lock:
+                if not self._timers:
+                    return None
+                left = self._timers[0][0] - self.now()
+                if left > 0:
+                    return left / 1e9
+                timer = heapq.heappop(self._timers)[2]
+            if timer.callback is not None:
+                self._call(timer.callback)
+
+    def _call(self, callback: Callback) -> None:
+        try:
+            callback()
+        except Exception as error:
+            self._on_error(error)
