@@ -64,11 +64,12 @@ class _Controller:
 
     __slots__ = (
         "auto_eoi", "elcr", "elcr_mask", "imr", "init_state", "irq_base", "irr", "isr", "level", "level_triggered",
-        "lines", "poll", "priority_add", "ranks", "read_isr", "rotate_on_auto_eoi", "single_mode", "special_fully_nested",
-        "special_mask", "use_4_byte_icw",
+        "lines", "poll", "priority_add", "ranks", "read_isr", "rotate_on_auto_eoi", "single_mode", "slave_line",
+        "special_fully_nested", "special_mask", "use_4_byte_icw",
     )  # fmt: skip
 
-    def __init__(self, elcr_mask: int, state: PicState) -> None:
+    def __init__(self, slave_line: int, elcr_mask: int, state: PicState) -> None:
+        self.slave_line = slave_line  # the input another 8259A drives, or -1
         self.elcr_mask = elcr_mask
         self.lines = state.last_irr
         self.irr = state.irr
@@ -142,7 +143,7 @@ class _Controller:
         rank = ranks[requests]
         if self.isr and (blocked := ranks[self.blocking()]) <= rank:
             # In special fully nested mode a slave in service may interrupt again, but lower lines may not.
-            if blocked != rank or not self.special_fully_nested or rank + self.priority_add & 7 != CASCADE:
+            if blocked != rank or not self.special_fully_nested or rank + self.priority_add & 7 != self.slave_line:
                 return -1
         return rank + self.priority_add & 7
 
@@ -197,8 +198,8 @@ class Pic:
         return pic
 
     def _load(self, primary: PicState, secondary: PicState) -> None:
-        self._primary = _Controller(ELCR_MASKS[0], primary)
-        self._secondary = _Controller(ELCR_MASKS[1], secondary)
+        self._primary = _Controller(CASCADE, ELCR_MASKS[0], primary)
+        self._secondary = _Controller(-1, ELCR_MASKS[1], secondary)
         # The level of the wire between the two. It is what the secondary's INT is, so no record holds it.
         self._cascade = self._secondary.deliverable() >= 0
         self.interrupt_requested = self._primary.deliverable() >= 0
@@ -359,7 +360,7 @@ class Pic:
             chip.init_state = after
         else:
             chip.auto_eoi = bool(value & ICW4_AEOI)
-            chip.special_fully_nested = bool(value & ICW4_SFNM) and chip is self._primary
+            chip.special_fully_nested = bool(value & ICW4_SFNM)
             chip.init_state = _READY
 
     def _ocw3(self, chip: _Controller, value: int) -> None:

@@ -1,0 +1,57 @@
+"""The 8259 pair against QEMU's: the same random sequences, and all state after each step."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.oracles.qemu import Qemu
+from tests.x86.pic_model import COMMAND, DATA, ELCR, READ_IRR, READ_ISR, Difference, PicMachine
+
+SETTINGS = settings(
+    max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
+
+
+class QemuPic:
+    """QEMU's pair, in the shape of `PicOracle`."""
+
+    differences = frozenset(
+        {
+            Difference.NO_LTIM,
+            Difference.ELCR_WAITS_FOR_LINE,
+            Difference.ICW1_FORGETS_LEVELS,
+            Difference.SINGLE_MODE_CASCADES,
+            Difference.OCW3_WAITS_FOR_UPDATE,
+            Difference.CASCADE_INT_STAYS_HIGH,
+        }
+    )
+
+    def __init__(self, qemu: Qemu) -> None:
+        self._qemu = qemu
+        self.read, self.write, self.set_line = qemu.inb, qemu.outb, qemu.set_line
+        self.take_interrupt = qemu.take_interrupt
+
+    def reset(self) -> None:
+        self._qemu.set_pit_interrupts(enabled=False)
+        for line in range(16):
+            self.set_line(line, False)
+
+    def registers(self, read_isr: tuple[bool, bool]) -> list[tuple[int, int, int, int, int]]:
+        commands = []
+        for select, port in enumerate(COMMAND):
+            restore = READ_ISR if read_isr[select] else READ_IRR
+            commands += [f"inb {port}", f"outb {port} {READ_IRR}", f"inb {port}", f"outb {port} {READ_ISR}"]
+            commands += [f"inb {port}", f"outb {port} {restore}", f"inb {DATA[select]}", f"inb {ELCR[select]}"]
+        v = self._qemu.qtest(*commands)
+        return [(v[at], v[at + 2], v[at + 4], v[at + 6], v[at + 7]) for at in (0, 8)]
+
+
+@pytest.mark.qemu
+@pytest.mark.timeout(300)
+def test_pic_agrees_with_qemu(qemu: Qemu) -> None:
+    class Machine(PicMachine):
+        oracle = QemuPic(qemu)
+
+    run_state_machine_as_test(Machine, settings=SETTINGS)
