@@ -15,12 +15,10 @@ from __future__ import annotations
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.x86.state import PicInitState, PicSelect, PicState
 
-PRIMARY_COMMAND = 0x20
-PRIMARY_DATA = 0x21
-SECONDARY_COMMAND = 0xA0
-SECONDARY_DATA = 0xA1
-PRIMARY_ELCR = 0x4D0
-SECONDARY_ELCR = 0x4D1
+# Ports of the primary and the secondary
+COMMAND_PORTS = (0x20, 0xA0)
+DATA_PORTS = (0x21, 0xA1)
+ELCR_PORTS = (0x4D0, 0x4D1)
 
 ELCR_MASKS = (0xF8, 0xDE)
 """Lines that may be level-triggered: not 0, 1, 2 (timer, keyboard, cascade), 8 and 13 (clock, coprocessor)."""
@@ -51,6 +49,11 @@ POLL_PENDING = 0x80
 _CASCADE_BIT = 1 << CASCADE
 _NONE = 8  # rank of nothing: below all lines
 _READY, _ICW2, _ICW3, _ICW4 = (int(state) for state in PicInitState)
+
+_REGISTERS = {port: at for at, port in enumerate((*COMMAND_PORTS, *DATA_PORTS, *ELCR_PORTS))}
+"""By port: bit 0 is the controller; then come command, data and ELCR."""
+_DATA = 2
+_ELCR = 4
 
 _RANKS = tuple(
     bytes(next((rank for rank in range(8) if lines >> (lowest + rank & 7) & 1), _NONE) for lines in range(256))
@@ -141,11 +144,13 @@ class _Controller:
             return -1
         ranks = self.ranks
         rank = ranks[requests]
-        if self.isr and (blocked := ranks[self.blocking()]) <= rank:
+        line = rank + self.priority_add & 7
+        if self.isr:
+            blocked = ranks[self.blocking()]
             # In special fully nested mode a slave in service may interrupt again, but lower lines may not.
-            if blocked != rank or not self.special_fully_nested or rank + self.priority_add & 7 != self.slave_line:
+            if blocked < rank or (blocked == rank and not (self.special_fully_nested and line == self.slave_line)):
                 return -1
-        return rank + self.priority_add & 7
+        return line
 
     def set_lowest(self, line: int) -> None:
         """Rotate: `line` gets the lowest priority."""
@@ -167,7 +172,7 @@ class Pic:
         ignored: Number of accesses that were ignored.
     """
 
-    __slots__ = ("_cascade", "_primary", "_secondary", "ended", "ignored", "interrupt_requested")
+    __slots__ = ("_cascade", "_chips", "_primary", "_secondary", "ended", "ignored", "interrupt_requested")
 
     def __init__(self) -> None:
         self.ended = 0
@@ -200,13 +205,14 @@ class Pic:
     def _load(self, primary: PicState, secondary: PicState) -> None:
         self._primary = _Controller(CASCADE, ELCR_MASKS[0], primary)
         self._secondary = _Controller(-1, ELCR_MASKS[1], secondary)
+        self._chips = (self._primary, self._secondary)
         # The level of the wire between the two. It is what the secondary's INT is, so no record holds it.
         self._cascade = self._secondary.deliverable() >= 0
         self.interrupt_requested = self._primary.deliverable() >= 0
 
     def state(self, select: PicSelect) -> PicState:
         """State of one 8259A. Both are all there is to save, once `ended` is taken."""
-        return (self._secondary if select else self._primary).state()
+        return self._chips[select].state()
 
     # Inputs and the processor's side
 
@@ -279,23 +285,17 @@ class Pic:
         After a poll command the next read, of either port, acknowledges: it gives the line with bit 7 set, or 7
         when there is none ("Poll Command").
         """
-        if size != 1:
+        register = _REGISTERS.get(port)
+        if register is None or size != 1:
             self.ignored += 1
             return 0
-        chip = self._primary if port < SECONDARY_COMMAND else self._secondary
-        if port == PRIMARY_COMMAND or port == SECONDARY_COMMAND:  # noqa: PLR1714  (twice as fast as `in`)
-            if not chip.poll:
-                return chip.isr if chip.read_isr else chip.irr
-        elif port == PRIMARY_DATA or port == SECONDARY_DATA:  # noqa: PLR1714
-            if not chip.poll:
+        chip = self._chips[register & 1]
+        if register >= _ELCR:
+            return chip.elcr
+        if not chip.poll:
+            if register >= _DATA:
                 return chip.imr
-        elif port == PRIMARY_ELCR:
-            return self._primary.elcr
-        elif port == SECONDARY_ELCR:
-            return self._secondary.elcr
-        else:
-            self.ignored += 1
-            return 0
+            return chip.isr if chip.read_isr else chip.irr
         chip.poll = False
         line = chip.deliverable()
         if line < 0:
@@ -309,30 +309,26 @@ class Pic:
 
         Interrupts that this ends are in `ended`.
         """
-        if size != 1:
+        register = _REGISTERS.get(port)
+        if register is None or size != 1:
             self.ignored += 1
             return
         value &= 0xFF
-        chip = self._primary if port < SECONDARY_COMMAND else self._secondary
-        if port == PRIMARY_COMMAND or port == SECONDARY_COMMAND:  # noqa: PLR1714
-            if value & ICW1:
-                self._icw1(chip, value)
-            elif value & OCW3:
-                self._ocw3(chip, value)
-            else:
-                self._ocw2(chip, value)
-        elif port == PRIMARY_DATA or port == SECONDARY_DATA:  # noqa: PLR1714
+        chip = self._chips[register & 1]
+        if register >= _ELCR:
+            chip.elcr = value & chip.elcr_mask
+            chip.set_level()
+        elif register >= _DATA:
             if chip.init_state == _READY:
                 chip.imr = value
             else:
                 self._icw(chip, value)
-        elif port == PRIMARY_ELCR or port == SECONDARY_ELCR:  # noqa: PLR1714
-            chip = self._primary if port == PRIMARY_ELCR else self._secondary
-            chip.elcr = value & chip.elcr_mask
-            chip.set_level()
+        elif value & ICW1:
+            self._icw1(chip, value)
+        elif value & OCW3:
+            self._ocw3(chip, value)
         else:
-            self.ignored += 1
-            return
+            self._ocw2(chip, value)
         self._update()
 
     def _icw1(self, chip: _Controller, value: int) -> None:

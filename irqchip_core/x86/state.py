@@ -158,6 +158,39 @@ class PitRwMode(enum.IntEnum):
 
 
 @define
+class PitCounting:
+    """What goes on inside an 8254 counter, between the registers a program sees. KVM keeps none of it.
+
+    Attributes:
+        control: The last control word's bits 0-5, as written.
+        count_register: CR, the count as written, 16 bits, in BCD if so programmed.
+        count_written: A whole count was written since the control word.
+        null_count: CR is not loaded into the counting element yet.
+        load: The next CLK pulse loads it.
+        element: CE, as it was when last loaded.
+        elapsed: CLK pulses it has counted since; in mode 3 since the half cycle began.
+        running: It counts, if the gate lets it.
+        armed: It has not reached 0 yet (modes 0, 1, 4, 5).
+        output: Level of OUT.
+        rising_edges: Of OUT, since the owner last took them.
+        write_latch: The byte that waits for its other half.
+    """
+
+    control: int = 0
+    count_register: int = 0
+    count_written: bool = False
+    null_count: bool = False
+    load: bool = False
+    element: int = 0
+    elapsed: int = 0
+    running: bool = False
+    armed: bool = False
+    output: bool = True
+    rising_edges: int = 0
+    write_latch: int = 0
+
+
+@define
 class PitChannelState:
     """One 8254 counter.
 
@@ -171,6 +204,7 @@ class PitChannelState:
         mode: Mode 0-5; KVM has 0xFF before the first control word.
         gate: Level of the gate input.
         count_load_time: Nanoseconds on the chip's clock when counting began.
+        counting: The rest of its state; None in a record of KVM's, whose counters start anew when restored.
     """
 
     count: int = 0
@@ -186,6 +220,7 @@ class PitChannelState:
     bcd: bool = False
     gate: bool = False
     count_load_time: int = 0
+    counting: PitCounting | None = None
 
 
 @define
@@ -195,10 +230,12 @@ class PitState:
     Attributes:
         channels: Its three counters.
         flags: KVM_PIT_FLAGS_*.
+        age: Nanoseconds since the first CLK pulse. It places the record between two pulses.
     """
 
     channels: list[PitChannelState] = field(factory=lambda: [PitChannelState() for _ in range(3)])
     flags: int = 0
+    age: int = 0
 
 
 @define

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 EXECUTABLE = "qemu-system-x86_64"
 
@@ -92,9 +92,8 @@ class Qemu:
         self.pics = self._devices("isa-i8259")
         self._load_guest()
         self.set_pit_interrupts(enabled=False)
-        self._running = False
 
-    def __enter__(self) -> Qemu:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from typing import ClassVar, Protocol
 
+import attrs
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -59,6 +60,7 @@ class PicOracle(Protocol):
 
     def registers(self, read_isr: tuple[bool, bool]) -> list[tuple[int, int, int, int, int]]:
         """Of each, what the command port reads, IRR, ISR, IMR and ELCR; leaves OCW3's selection as given."""
+        ...
 
 
 class PicMachine(RuleBasedStateMachine):
@@ -110,8 +112,18 @@ class PicMachine(RuleBasedStateMachine):
         for high in (True, False):
             self.drive(line, high)
 
+    def slave_blocks_worse_lines(self) -> bool:
+        """Whether the primary would interrupt if the slave were not in service, in special fully nested mode."""
+        primary, secondary = (self.pic.state(select) for select in PicSelect)
+        if not primary.special_fully_nested_mode or self.pic.interrupt_requested:
+            return False
+        without = attrs.evolve(primary, isr=primary.isr & ~0x04)
+        return Pic.from_state(without, secondary).interrupt_requested
+
     @rule()
     def acknowledge(self) -> None:
+        if self.has(Difference.SFNM_FREES_WORSE_LINES) and self.slave_blocks_worse_lines():
+            return
         ours = self.pic.acknowledge() if self.pic.interrupt_requested else None
         assert ours == self.oracle.take_interrupt()
         self.cascade_again()
@@ -130,9 +142,9 @@ class PicMachine(RuleBasedStateMachine):
     @rule(select=st.integers(0, 1), ocw2=st.integers(0, 7), line=st.integers(0, 7))
     def ocw2(self, select: int, ocw2: int, line: int) -> None:
         state = self.pic.state(PicSelect(select))
-        if ocw2 in (1, 5) and state.special_mask and self.has(Difference.NON_SPECIFIC_EOI_SEES_MASKED):
-            if state.isr & state.imr:
-                return
+        hidden = state.special_mask and state.isr & state.imr
+        if ocw2 in (1, 5) and hidden and self.has(Difference.NON_SPECIFIC_EOI_SEES_MASKED):
+            return
         self.both_write(COMMAND[select], ocw2 << 5 | line)
 
     @rule(select=st.integers(0, 1), ocw3=st.sampled_from([0x08, 0x28, 0x48, 0x68]), read=st.integers(0, 3))
@@ -144,6 +156,8 @@ class PicMachine(RuleBasedStateMachine):
     @rule(select=st.integers(0, 1), register=st.sampled_from([COMMAND, DATA]))
     def poll(self, select: int, register: tuple[int, int]) -> None:
         if self.has(Difference.POLL_ENDS):
+            return
+        if select == 0 and self.has(Difference.SFNM_FREES_WORSE_LINES) and self.slave_blocks_worse_lines():
             return
         self.both_write(COMMAND[select], POLL)
         ours, theirs = self.pic.read(register[select], 1), self.oracle.read(register[select])
