@@ -548,7 +548,8 @@ def test_elcr_makes_the_request_of_a_line_its_level() -> None:
 
 
 @pytest.mark.parametrize(
-    ("port", "size"), [(0x20, 2), (0xA1, 4), (0x4D0, 8), (0x20, 0), (0x22, 1), (0, 1), (-1, 1), (0x4D2, 1), (1 << 64, 1)]
+    ("port", "size"),
+    [(0x20, 2), (0xA1, 4), (0x4D0, 8), (0x20, 0), (0x22, 1), (0, 1), (-1, 1), (0x4D2, 1), (1 << 64, 1)],
 )
 def test_other_accesses_are_ignored_and_counted(port: int, size: int) -> None:
     pic = raised(5)
