@@ -20,7 +20,7 @@ COMMAND = (0x20, 0xA0)
 DATA = (0x21, 0xA1)
 ELCR = (0x4D0, 0x4D1)
 READ_IRR, READ_ISR, POLL = 0x0A, 0x0B, 0x0C
-LOWEST_BASE = 0x08  # vector 2 is the NMI, of which oracles make use
+LOWEST_BASE = 0x20  # below are the exceptions, and the NMI, of which oracles make use
 
 
 class Difference(enum.Enum):
@@ -35,7 +35,6 @@ class Difference(enum.Enum):
     ICW1_FORGETS_LEVELS = enum.auto()
     ICW1_KEEPS_ROTATE = enum.auto()
     POLL_ENDS = enum.auto()
-    CASCADE_PULSES = enum.auto()
     CASCADE_INT_STAYS_HIGH = enum.auto()
     ELCR_WAITS_FOR_LINE = enum.auto()
     OCW3_WAITS_FOR_UPDATE = enum.auto()
