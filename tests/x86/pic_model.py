@@ -29,6 +29,7 @@ class Difference(enum.Enum):
     NO_LTIM = enum.auto()
     SINGLE_MODE_CASCADES = enum.auto()
     NO_SINGLE_MODE = enum.auto()
+    NO_SPECIAL_MASK = enum.auto()
     NON_SPECIFIC_EOI_SEES_MASKED = enum.auto()
     SFNM_FREES_WORSE_LINES = enum.auto()
     ICW1_KEEPS_SERVICE = enum.auto()
@@ -148,6 +149,8 @@ class PicMachine(RuleBasedStateMachine):
 
     @rule(select=st.integers(0, 1), ocw3=st.sampled_from([0x08, 0x28, 0x48, 0x68]), read=st.integers(0, 3))
     def ocw3(self, select: int, ocw3: int, read: int) -> None:
+        if self.has(Difference.NO_SPECIAL_MASK):
+            ocw3 &= ~0x40
         self.both_write(COMMAND[select], ocw3 | read)
         if self.has(Difference.OCW3_WAITS_FOR_UPDATE):
             self.both_write(DATA[select], self.pic.state(PicSelect(select)).imr)
