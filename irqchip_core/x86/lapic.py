@@ -78,6 +78,7 @@ class Lapic(LapicAccess):
         for lvt, writable in self.lvt_writable.items():
             remote_irr = reg.LVT_REMOTE_IRR if writable & reg.LVT_LEVEL else 0
             self._regs[lvt >> 4] = regs[lvt >> 4] & (writable | remote_irr)
+        self._lint_waiting = True
         self._regs[reg.LDR >> 4] = regs[reg.LDR >> 4] & reg.LDR_MASK
         self._regs[reg.DFR >> 4] = regs[reg.DFR >> 4] | reg.DFR_ONES
         self._regs[reg.ICR_LOW >> 4] = regs[reg.ICR_LOW >> 4] & reg.ICR_LOW_MASK & ~ICR_DELIVERY_STATUS

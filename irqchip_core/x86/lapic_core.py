@@ -68,6 +68,7 @@ class LapicCore:
         "_errors",
         "_esr",
         "_floor",
+        "_lint_waiting",
         "_ppr",
         "_regs",
         "_suppressing",
@@ -162,6 +163,7 @@ class LapicCore:
         self._regs[reg.DFR >> 4] = 0xFFFFFFFF
         self._esr = 0  # what the register shows
         self._errors = 0  # what went wrong since it was last written
+        self._lint_waiting = False  # some LINT entry may have its remote IRR set
         self.irr = self.isr = self.tmr = 0
         self.set_spiv(reg.SPIV_RESET)  # masks the LVT, too
         if self._virtual_wire and self.bsp:
@@ -339,11 +341,9 @@ class LapicCore:
         self.isr = isr ^ bit
         self._update_ppr()
         self.ended += 1
-        if not self.tmr & bit:
-            return ()
-        if self.lint_levels:
+        if self._lint_waiting:
             self._end_lint(vector)
-        return () if self._suppressing else EOI_BROADCASTS[vector]
+        return EOI_BROADCASTS[vector] if self.tmr & bit and not self._suppressing else ()
 
     # Local interrupts
 
@@ -404,14 +404,20 @@ class LapicCore:
             return COALESCED
         if (outcome := self._request(entry & 0xFF, LEVEL)) != IGNORED:
             self._regs[index] = entry | reg.LVT_REMOTE_IRR
+            self._lint_waiting = True
         return outcome
 
     def _end_lint(self, vector: int) -> None:
+        self._lint_waiting = False
         for pin, lvt in enumerate(_LINT_LVTS):
             entry = self._regs[lvt >> 4]
-            if entry & reg.LVT_REMOTE_IRR and entry & 0xFF == vector:
+            if not entry & reg.LVT_REMOTE_IRR:
+                continue
+            if entry & 0xFF == vector:
                 self._regs[lvt >> 4] = entry & ~reg.LVT_REMOTE_IRR
                 self.sample_lint(pin)
+            else:
+                self._lint_waiting = True
 
     def extint_requested(self) -> bool:
         """Whether the 8259, wired to LINT0, interrupts the processor: then acknowledge it there."""

@@ -16,11 +16,12 @@ ORACLES = Path(kvm.__file__).parent
 @pytest.mark.binutils
 def test_mailbox_bytes_are_those_of_the_source(tmp_path: Path) -> None:
     object_, elf, binary = tmp_path / "mailbox.o", tmp_path / "mailbox.elf", tmp_path / "mailbox.bin"
-    for command in (
+    commands: list[list[str | Path]] = [
         ["as", "--64", ORACLES / "mailbox.S", "-o", object_],
         ["ld", "-m", "elf_x86_64", "-Ttext", "0xA000", object_, "-o", elf],
         ["objcopy", "-O", "binary", "-j", ".text", elf, binary],
-    ):
+    ]
+    for command in commands:
         subprocess.run(command, check=True, timeout=30)
     assert binary.read_bytes() == (ORACLES / "mailbox.bin").read_bytes()
 
