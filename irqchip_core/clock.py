@@ -1,0 +1,102 @@
+"""Time for chips: a clock that tells nanoseconds and rings an alarm.
+
+A chip asks its clock for the time and sets one alarm. With `MonotonicClock` that is a thread; with
+`irqchip_core.testing.FakeClock` time stands still until a test, or a deterministic VMM, lets it pass.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from typing_extensions import override
+
+
+class Alarm(Protocol):
+    """Calls a function when a time has come."""
+
+    def set(self, when: int | None) -> None:
+        """Ring at `when`, in nanoseconds on the clock, or soon after; None for never. From any thread.
+
+        Replaces what was set before. Early and repeated calls of the function must do no harm.
+        """
+        ...
+
+    def start(self) -> None:
+        """Begin to ring. Before, `set` is only remembered."""
+        ...
+
+    def close(self) -> None:
+        """Never ring again, and end a call in progress. Closing twice is harmless."""
+        ...
+
+
+class Clock(Protocol):
+    """Where a chip has its time from."""
+
+    def now(self) -> int:
+        """Nanoseconds since some fixed instant."""
+        ...
+
+    def alarm(self, ring: Callable[[], None]) -> Alarm:
+        """An alarm that calls `ring`."""
+        ...
+
+
+class MonotonicClock:
+    """The host's monotonic clock. Each alarm has a thread, from `start` to `close`."""
+
+    def now(self) -> int:
+        return time.monotonic_ns()
+
+    def alarm(self, ring: Callable[[], None]) -> Alarm:
+        return _ThreadAlarm(ring)
+
+
+class _ThreadAlarm(Alarm):
+    def __init__(self, ring: Callable[[], None]) -> None:
+        self._ring = ring
+        self._when: int | None = None
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    @override
+    def set(self, when: int | None) -> None:
+        with self._changed:
+            earlier = when is not None and (self._when is None or when < self._when)
+            self._when = when
+            if earlier:  # a later time is noticed when the thread wakes up for the old one
+                self._changed.notify()
+
+    @override
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="irqchip timers", daemon=True)
+        self._thread.start()
+
+    @override
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        thread, self._thread = self._thread, None
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._closed and (left := self._left()) != 0:
+                    self._changed.wait(left)
+                if self._closed:
+                    return
+                self._when = None
+            self._ring()
+
+    def _left(self) -> float | None:
+        """Seconds until the alarm, 0 if it is due, None if it is not set."""
+        if self._when is None:
+            return None
+        return max(0, self._when - time.monotonic_ns()) / 1e9

@@ -1,0 +1,459 @@
+"""PICs, IOAPIC and PIT in user space, with the lines and events between them and their devices.
+
+What chips that emulate them have in common; where the IOAPIC's messages go is the chip's business.
+
+Two locks, taken in this order:
+
+1. `ioapic_lock`: the IOAPIC. A vCPU holds it while it reads or writes a register of it. `service_event` never waits
+   for it: a busy IOAPIC delays the event.
+2. `lock`: all else here, and whatever the chip adds (local APICs). Held for microseconds.
+
+`deliver` and `interrupt_line_changed` are called with `lock` held.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+
+from typing_extensions import override
+
+from irqchip_core.allocator import SystemAllocator
+from irqchip_core.bus import Access, Bus, BusDevice
+from irqchip_core.clock import Clock
+from irqchip_core.errors import InvalidArgument
+from irqchip_core.event_table import EventSlot, EventTable
+from irqchip_core.events import (
+    Event,
+    IrqEdgeEvent,
+    IrqEventIndex,
+    IrqEventSource,
+    IrqLevelEvent,
+    PlatformDeviceId,
+)
+from irqchip_core.routes import X86_PINS, IrqRoute, IrqSourceChip, MsiSource, PinSource, RoutingTable, default_routes
+from irqchip_core.x86.effects import Effects, Resample
+from irqchip_core.x86.ioapic import Ioapic
+from irqchip_core.x86.msi import Message, decode_msi
+from irqchip_core.x86.pic import Pic
+from irqchip_core.x86.pit import Pit
+from irqchip_core.x86.state import IOAPIC_BASE, IoapicState, PicSelect, PicState, PitState
+
+IOAPIC_LENGTH = 0x100
+PIC_RANGES = ((0x20, 2), (0xA0, 2), (0x4D0, 2))
+PIT_RANGES = ((0x40, 8), (0x61, 1))
+TIMER_GSI = 0
+TIMER_SOURCE = IrqEventSource(PlatformDeviceId.PIT, 0, "userspace PIT")
+
+_PIC_LINES = {IrqSourceChip.PIC_PRIMARY: 0, IrqSourceChip.PIC_SECONDARY: 8}
+# Who asserts a line; it is high while any of them does.
+_DIRECT, _PULSED, _RESAMPLED = 1, 2, 4
+
+
+class Board:
+    """The parts.
+
+    Args:
+        name: Of the chip, for error messages.
+        clock: Where the PIT and the IOAPIC have their time from.
+        pins: Number of inputs of the IOAPIC, 24 to 240.
+        deliver: Takes each message of the IOAPIC and of MSI routes.
+        interrupt_line_changed: Told the level of the PICs' INT output when it changes.
+        deadline_changed: Told when `expire` wants to be called, if that is new.
+
+    Attributes:
+        pic, ioapic, pit: The controllers. Use them with their lock only.
+        routes: The routing table. Replaced, never changed.
+        events: The event table.
+        raised: How often each GSI was asserted, by an event or directly.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        clock: Clock,
+        pins: int,
+        *,
+        deliver: Callable[[Message], None],
+        interrupt_line_changed: Callable[[bool], None],
+        deadline_changed: Callable[[int], None],
+    ) -> None:
+        self.name = name
+        self.clock = clock
+        self.ioapic_lock = threading.Lock()
+        self.lock = threading.Lock()
+        self.pic = Pic()
+        self.ioapic = Ioapic(pins)
+        self.pit = Pit(clock.now())
+        self.events = EventTable()
+        self.raised: dict[int, int] = {}
+        self._deliver = deliver
+        self._interrupt_line_changed = interrupt_line_changed
+        self._deadline_changed = deadline_changed
+        self._interrupt_line = False
+        self._asserted: dict[int, int] = {}  # by GSI: who asserts it
+        self._pins: Mapping[IrqSourceChip, int] = {**X86_PINS, IrqSourceChip.IOAPIC: pins}
+        self.routes = RoutingTable(default_routes(pins), pins=self._pins, subject=name)
+        self._level_lines = 0  # of the PICs: those with level events, as bits
+        self._delayed: list[IrqEventIndex] = []
+        self._delayed_trigger = Event()
+        self._timer = IrqEdgeEvent()
+        self.events.append(TIMER_GSI, self._timer, TIMER_SOURCE)
+        self._finalized = False
+
+    # Events
+
+    def register(self, gsi: int, event: IrqEdgeEvent | IrqLevelEvent, source: IrqEventSource) -> IrqEventIndex:
+        """Add to the event table."""
+        index = self.events.append(gsi, event, source)
+        self._find_level_lines()
+        return index
+
+    def unregister(self, gsi: int, trigger: Event) -> bool:
+        """Take out of the event table; False if it is not there. The last level event of a GSI lowers its line."""
+        trigger.fileno()  # a closed event could not be told from others
+        slot = self.events.remove(gsi, trigger)
+        if slot is None:
+            return False
+        slot.close()
+        self._find_level_lines()
+        if slot.resample is not None and not any(s.gsi == gsi and s.resample for s in self.events.slots()):
+            with self.ioapic_lock, self.lock:
+                self._assert(gsi, _RESAMPLED, False)
+        return True
+
+    def _find_level_lines(self) -> None:
+        """Learn which inputs are asserted by level events, after events or routes have changed."""
+        with self.ioapic_lock, self.lock:
+            gsis = {slot.gsi for slot in self.events.slots() if slot.resample is not None}
+            pins = [source for gsi in gsis for source in self.routes[gsi] if isinstance(source, PinSource)]
+            self.ioapic.resample_pins = sum({1 << pin.pin for pin in pins if pin.chip is IrqSourceChip.IOAPIC})
+            self._level_lines = sum({1 << _PIC_LINES[pin.chip] + pin.pin for pin in pins if pin.chip in _PIC_LINES})
+
+    def service_event(self, index: IrqEventIndex) -> None:
+        """Serve a token. An event that is not signalled any more does nothing."""
+        slot = self.events.slot(index, subject=self.name)
+        if slot is None or not slot.trigger.reset():
+            return
+        if not self.ioapic_lock.acquire(blocking=False):
+            with self.lock:
+                self._delayed.append(index)
+                self._delayed_trigger.signal()
+            return
+        try:
+            with self.lock:
+                self._signalled(slot)
+        finally:
+            self.ioapic_lock.release()
+
+    def process_delayed(self) -> None:
+        """Serve the events that found the IOAPIC busy, unless it still is."""
+        if not self.ioapic_lock.acquire(blocking=False):
+            return  # the trigger stays signalled
+        try:
+            with self.lock:
+                delayed, self._delayed = self._delayed, []
+                self._delayed_trigger.reset()
+                for index in delayed:
+                    if (slot := self.events.slot(index)) is not None:
+                        self._signalled(slot)
+        finally:
+            self.ioapic_lock.release()
+
+    def delayed_token(self) -> Event:
+        """A clone of what is readable while events are delayed."""
+        return self._delayed_trigger.clone()
+
+    def _signalled(self, slot: EventSlot) -> None:
+        self._count(slot.gsi)
+        if slot.resample is not None:
+            self._assert(slot.gsi, _RESAMPLED, True)
+        else:
+            self._assert(slot.gsi, _PULSED, True)
+            self._assert(slot.gsi, _PULSED, False)
+        self._send(slot.gsi)
+
+    # Lines
+
+    def service_irq(self, gsi: int, level: bool) -> None:
+        """Drive a GSI directly; an MSI is sent when `level` is true."""
+        with self.ioapic_lock, self.lock:
+            if level:
+                self._count(gsi)
+                self._send(gsi)
+            self._assert(gsi, _DIRECT, level)
+
+    def _count(self, gsi: int) -> None:
+        if self.routes[gsi]:  # the host may name any number
+            self.raised[gsi] = self.raised.get(gsi, 0) + 1
+
+    def _send(self, gsi: int) -> None:
+        """Send the messages of `gsi`. With `lock`."""
+        for source in self.routes[gsi]:
+            if isinstance(source, MsiSource) and (message := decode_msi(source.address, source.data)) is not None:
+                self._deliver(message)
+
+    def _assert(self, gsi: int, who: int, level: bool) -> None:
+        """Let `who` assert or release `gsi`, and drive its pins. With both locks."""
+        sources = self.routes[gsi]
+        if not sources:
+            return
+        before = self._asserted.get(gsi, 0)
+        after = before | who if level else before & ~who
+        if after:
+            self._asserted[gsi] = after
+        else:
+            self._asserted.pop(gsi, None)
+        self._drive(sources, bool(after))
+
+    def _drive(self, sources: Iterable[object], high: bool) -> None:
+        for source in sources:
+            if not isinstance(source, PinSource):
+                continue
+            if source.chip is IrqSourceChip.IOAPIC:
+                message = self.ioapic.set_line(source.pin, high).message
+                if message is not None:
+                    self._deliver(message)
+            else:
+                self.pic.set_line(_PIC_LINES[source.chip] + source.pin, high)
+                self.update_interrupt_line()
+
+    def update_interrupt_line(self) -> None:
+        """Tell the chip if the PICs' INT output has changed. With `lock`, after anything was done to the PICs."""
+        if self.pic.interrupt_requested != self._interrupt_line:
+            self._interrupt_line = self.pic.interrupt_requested
+            self._interrupt_line_changed(self._interrupt_line)
+
+    # Ends of interrupts
+
+    def broadcast_eoi(self, vector: int) -> None:
+        """A local APIC ended `vector`."""
+        with self.ioapic_lock:
+            self._carry_out(self.ioapic.end_of_interrupt(vector, self.clock.now()))
+
+    def _carry_out(self, effects: Effects) -> None:
+        """Do what the IOAPIC asks for. With `ioapic_lock`."""
+        if not effects:
+            return
+        with self.lock:
+            for effect in effects:
+                if isinstance(effect, Message):
+                    self._deliver(effect)
+                elif isinstance(effect, Resample):
+                    self._resample_source(PinSource(IrqSourceChip.IOAPIC, effect.pin))
+        if self.ioapic.wake_at is not None:
+            self._deadline_changed(self.ioapic.wake_at)
+
+    def settle_pics(self) -> None:
+        """Resample the lines whose interrupts the PICs have ended. With no lock, after a vCPU used the PICs."""
+        if not self.pic.ended:
+            return
+        with self.ioapic_lock, self.lock:
+            ended, self.pic.ended = self.pic.ended & self._level_lines, 0
+            while ended:
+                line = ended.bit_length() - 1
+                ended ^= 1 << line
+                chip = IrqSourceChip.PIC_PRIMARY if line < 8 else IrqSourceChip.PIC_SECONDARY
+                self._resample_source(PinSource(chip, line & 7))
+
+    def _resample_source(self, source: PinSource) -> None:
+        """The interrupt of a pin has ended: lower the lines that level events assert, and ask their devices."""
+        gsis = {slot.gsi for slot in self.events.slots() if slot.resample is not None}
+        for gsi in gsis:
+            if source in self.routes[gsi] and self._asserted.get(gsi, 0) & _RESAMPLED:
+                self._assert(gsi, _RESAMPLED, False)
+                for slot in self.events.slots():
+                    if slot.gsi == gsi and slot.resample is not None:
+                        slot.resample.signal()
+
+    # Routes
+
+    def set_routes(self, routes: RoutingTable) -> None:
+        """Replace all routes. A line that is high lets go of its old pins and asserts the new ones."""
+        with self.ioapic_lock, self.lock:
+            high = [(gsi, self.routes[gsi]) for gsi in self._asserted]
+            for _, sources in high:
+                self._drive(sources, False)
+            self.routes = routes
+            for gsi, _ in high:
+                if routes[gsi]:
+                    self._drive(routes[gsi], True)
+                else:
+                    del self._asserted[gsi]
+        self._find_level_lines()
+
+    # Time
+
+    def expire(self) -> int | None:
+        """Let PIT and IOAPIC catch up with the time; when to call this again, None for never."""
+        now = self.clock.now()
+        with self.lock:
+            if self.pit.take_rising_edges(now):
+                self._timer.trigger()
+        with self.ioapic_lock:
+            if self.ioapic.wake_at is not None and self.ioapic.wake_at <= now:
+                self._carry_out(self.ioapic.expire(now))
+            deadlines = [self.ioapic.wake_at]
+        with self.lock:
+            deadlines.append(self.pit.next_rising_edge(now))
+        return min((when for when in deadlines if when is not None), default=None)
+
+    def pit_written(self) -> None:
+        """The guest programmed the PIT. With `lock`."""
+        if (when := self.pit.next_rising_edge(self.clock.now())) is not None:
+            self._deadline_changed(when)
+
+    # Buses
+
+    def put_on(self, allocator: SystemAllocator, io_bus: Bus, mmio_bus: Bus, others: Iterable[_Place] = ()) -> None:
+        """Put the parts, and `others`, on the buses; use up the interrupt numbers of the IOAPIC's pins.
+
+        Raises:
+            InvalidArgument: It was done before, or a range is taken. Nothing was put anywhere.
+        """
+        if self._finalized:
+            raise InvalidArgument("the devices are on their buses already", subject=self.name, remedy="call it once")
+        places: list[_Place] = [
+            *((io_bus, _PicPorts(self), base, length) for base, length in PIC_RANGES),
+            *((io_bus, _PitPorts(self), base, length) for base, length in PIT_RANGES),
+            (mmio_bus, _IoapicPage(self), IOAPIC_BASE, IOAPIC_LENGTH),
+            *others,
+        ]
+        done: list[tuple[Bus, int]] = []
+        try:
+            for bus, device, base, length in places:
+                bus.insert(device, base, length)
+                done.append((bus, base))
+            while (irq := allocator.allocate_irq()) is not None and irq < self.ioapic.pins:
+                pass
+            if irq is None:
+                raise InvalidArgument(
+                    "it has no number above those of the IOAPIC's pins",
+                    subject=self.name,
+                    argument="allocator",
+                    remedy=f"make it with a last number above {self.ioapic.pins}",
+                )
+        except BaseException:
+            for bus, base in done:
+                bus.remove(base)
+            raise
+        self._finalized = True
+
+    # State
+
+    def get_pic_state(self, select: PicSelect) -> PicState:
+        with self.lock:
+            return self.pic.state(select)
+
+    def set_pic_state(self, select: PicSelect, state: PicState) -> None:
+        with self.lock:
+            states = [self.pic.state(PicSelect.PRIMARY), self.pic.state(PicSelect.SECONDARY)]
+            states[select] = state
+            self.pic = Pic.from_state(*states)
+            self.update_interrupt_line()
+
+    def get_ioapic_state(self) -> IoapicState:
+        with self.ioapic_lock:
+            return self.ioapic.state(self.clock.now())
+
+    def set_ioapic_state(self, state: IoapicState) -> None:
+        with self.ioapic_lock:
+            self.ioapic.set_state(state, self.clock.now())
+            wake_at = self.ioapic.wake_at
+            with self.lock:
+                self._learn_lines(state.current_interrupt_level_bitmap)
+        if wake_at is not None:
+            self._deadline_changed(wake_at)
+
+    def _learn_lines(self, levels: int) -> None:
+        """Take the levels of restored IOAPIC pins for those of their lines. With both locks."""
+        self._asserted.clear()
+        for route in self.routes:
+            source = route.source
+            if isinstance(source, PinSource) and source.chip is IrqSourceChip.IOAPIC and levels >> source.pin & 1:
+                by_event = self.ioapic.resample_pins >> source.pin & 1
+                self._asserted[route.gsi] = _RESAMPLED if by_event else _DIRECT
+
+    def get_pit(self) -> PitState:
+        with self.lock:
+            return self.pit.state(self.clock.now())
+
+    def set_pit(self, state: PitState) -> None:
+        with self.lock:
+            self.pit = Pit.from_state(state, self.clock.now())
+            self.pit_written()
+
+    def close(self) -> None:
+        """Close all events."""
+        self.events.close()
+        self._timer.close()
+        self._delayed_trigger.close()
+
+
+_Place = tuple[Bus, BusDevice, int, int]
+
+
+class _PicPorts(BusDevice):
+    debug_label = "userspace PIC"
+    self_synchronized = True
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    @override
+    def read(self, access: Access) -> int:
+        board = self._board
+        with board.lock:
+            value = board.pic.read(access.address, access.size)  # a poll acknowledges
+            board.update_interrupt_line()
+        board.settle_pics()
+        return value
+
+    @override
+    def write(self, access: Access, value: int) -> None:
+        board = self._board
+        with board.lock:
+            board.pic.write(access.address, access.size, value)
+            board.update_interrupt_line()
+        board.settle_pics()
+
+
+class _PitPorts(BusDevice):
+    debug_label = "userspace PIT"
+    self_synchronized = True
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    @override
+    def read(self, access: Access) -> int:
+        board = self._board
+        with board.lock:
+            return board.pit.read(access.address, access.size, board.clock.now())
+
+    @override
+    def write(self, access: Access, value: int) -> None:
+        board = self._board
+        with board.lock:
+            board.pit.write(access.address, access.size, value, board.clock.now())
+            board.pit_written()
+
+
+class _IoapicPage(BusDevice):
+    debug_label = "userspace IOAPIC"
+    self_synchronized = True
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    @override
+    def read(self, access: Access) -> int:
+        board = self._board
+        with board.ioapic_lock:
+            return board.ioapic.read(access.offset, access.size, board.clock.now())
+
+    @override
+    def write(self, access: Access, value: int) -> None:
+        board = self._board
+        with board.ioapic_lock:
+            board._carry_out(board.ioapic.write(access.offset, access.size, value, board.clock.now()))
