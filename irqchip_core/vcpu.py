@@ -76,6 +76,10 @@ class VcpuX86_64(Vcpu, Protocol):  # noqa: N801
         """IA32_APIC_BASE as of the last exit: no exit reports when the guest writes it."""
         ...
 
+    def tsc(self) -> int:
+        """The guest's time-stamp counter now."""
+        ...
+
     def complete_msr(self, value: int = 0, *, fault: bool = False) -> None:
         """Answer the last `MsrExit`: with `value` for a read, or with #GP."""
         ...
@@ -106,6 +110,16 @@ class Vm(Protocol):
             guest_address: Guest physical address, a multiple of 4096.
             size: Bytes, a multiple of 4096.
         """
+        ...
+
+    @property
+    def tsc_hz(self) -> int:
+        """Frequency of the guest's time-stamp counter in Hz; 0 if it is not known."""
+        ...
+
+    @property
+    def can_exit_on_msrs(self) -> bool:
+        """Whether `exit_on_msrs` works here."""
         ...
 
     def exit_on_msrs(self, msrs: Iterable[range]) -> None:

@@ -31,7 +31,7 @@ from irqchip_core.events import (
     IrqLevelEvent,
     PlatformDeviceId,
 )
-from irqchip_core.routes import X86_PINS, IrqRoute, IrqSourceChip, MsiSource, PinSource, RoutingTable, default_routes
+from irqchip_core.routes import X86_PINS, IrqSourceChip, MsiSource, PinSource, RoutingTable, default_routes
 from irqchip_core.x86.effects import Effects, Resample
 from irqchip_core.x86.ioapic import Ioapic
 from irqchip_core.x86.msi import Message, decode_msi

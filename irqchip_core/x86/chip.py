@@ -7,6 +7,8 @@ from typing import Any
 
 from irqchip_core.chip import IrqChip, IrqChipCap
 from irqchip_core.errors import InvalidArgument
+from irqchip_core.exits import MsrExit
+from irqchip_core.vcpu import VcpuX86_64
 from irqchip_core.x86.state import ChipSnapshot, IoapicState, LapicState, PicSelect, PicState, PitState
 
 
@@ -60,6 +62,14 @@ class IrqChipX86_64(IrqChip):  # noqa: N801
     @abstractmethod
     def pit_uses_speaker_port(self) -> bool:
         """Whether the chip puts port 0x61 on the bus itself, so that no other device may."""
+
+    def handle_msr(self, vcpu: VcpuX86_64, access: MsrExit) -> bool:
+        """Answer an access to an MSR of the local APIC that the hypervisor left to user space.
+
+        Returns:
+            False if it is no MSR of this chip's; then nothing was done.
+        """
+        return False
 
     @abstractmethod
     def snapshot_chip_specific(self) -> Any:

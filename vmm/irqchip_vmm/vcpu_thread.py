@@ -153,7 +153,9 @@ class VcpuThread(threading.Thread):
 
     def _msr(self, vm_exit: Exit) -> None:
         assert self._vcpu is not None
-        self._vcpu.complete_msr(fault=True)
+        assert isinstance(vm_exit, MsrExit)
+        if not self._chip.handle_msr(self._vcpu, vm_exit):
+            self._vcpu.complete_msr(fault=True)
 
     def _hlt(self, vm_exit: Exit) -> None:
         self._chip.halted(self.vcpu_id)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+IA32_TSC = 0x10
+
 CLOSE_TIMEOUT = 5.0
 """Seconds that `KvmVcpu.close` waits for a `run` on another thread to come back."""
 
@@ -179,6 +181,10 @@ class KvmVcpu:
         """MSR 0x1B (IA32_APIC_BASE) as of the last exit."""
         value: int = abi.RUN_U64.unpack_from(self._run, abi.RUN_APIC_BASE)[0]
         return value
+
+    def tsc(self) -> int:
+        """The guest's time-stamp counter now."""
+        return self.get_msrs([IA32_TSC])[IA32_TSC]
 
     def complete_msr(self, value: int = 0, *, fault: bool = False) -> None:
         """Answer the last `MsrExit` before the next `run`.

@@ -30,6 +30,8 @@ IDENTITY_MAP_ADDRESS = 0xFFFBC000
 TSS_ADDRESS = 0xFFFBD000
 """Likewise three pages (KVM_SET_TSS_ADDR). There, no guest memory can be mapped over these four."""
 
+X2APIC_MSRS = range(0x800, 0x900)
+
 _EPERM = 1
 
 
@@ -334,7 +336,26 @@ class KvmVm:
         """Set the level of a line (KVM_IRQ_LINE). A line without a route is ignored."""
         self._call(abi.KVM_IRQ_LINE, pack(abi.IRQ_LEVEL, "gsi", gsi, 1 if level else 0))
 
-    # --- MSRs
+    # --- MSRs and time
+
+    @property
+    def tsc_hz(self) -> int:
+        """Frequency of the guest's time-stamp counter in Hz (KVM_GET_TSC_KHZ); 0 if the kernel does not tell."""
+        return max(0, self._handle.try_call(abi.KVM_GET_TSC_KHZ)) * 1000
+
+    @property
+    def can_exit_on_msrs(self) -> bool:
+        """Whether `exit_on_msrs` works with this kernel (Linux 5.10 and newer)."""
+        return bool(self.check_extension(Cap.X86_USER_SPACE_MSR) and self.check_extension(Cap.X86_MSR_FILTER))
+
+    def exit_on_msrs(self, msrs: Iterable[range]) -> None:
+        """Report every access to these MSRs as an `MsrExit`, before the first vCPU runs.
+
+        The x2APIC's, 0x800 to 0x8FF, cannot be filtered; without a chip in the kernel they are reported all the same,
+        as MSRs that do not exist.
+        """
+        self.enable_user_space_msr()
+        self.set_msr_filter(MsrRange(one.start, len(one)) for one in msrs if one.start not in X2APIC_MSRS)
 
     def enable_user_space_msr(
         self,

@@ -1,0 +1,633 @@
+"""`UserspaceIrqChip`: all controllers in Python, on any hypervisor that offers the vCPU protocol.
+
+The PICs, the IOAPIC, the PIT and everybody's lines are the `Board`'s; local APICs and the vCPUs' comings and
+goings are here. The locks and their order are the board's: `ioapic_lock`, then `lock`, which guards the local APICs
+and MP states too. No thread exists before `finalize_devices`; then one serves all timers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any, Self
+
+from attrs import frozen
+from typing_extensions import override
+
+from irqchip_core.allocator import SystemAllocator
+from irqchip_core.bus import Access, Bus, BusDevice
+from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
+from irqchip_core.clock import Clock, MonotonicClock
+from irqchip_core.errors import Closed, InvalidArgument, UnknownVcpu, WrongType
+from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqEventToken, IrqLevelEvent
+from irqchip_core.exits import MsrExit
+from irqchip_core.hookspecs import Probe
+from irqchip_core.routes import IOAPIC_PINS, IrqRoute
+from irqchip_core.vcpu import Vcpu, VcpuX86_64, Vm
+from irqchip_core.x86.board import Board
+from irqchip_core.x86.chip import IrqChipX86_64
+from irqchip_core.x86.destinations import Destinations
+from irqchip_core.x86.effects import ApicBaseChanged, Effects, EoiBroadcast, WakeAt
+from irqchip_core.x86.lapic import Lapic
+from irqchip_core.x86.lapic_registers import APIC_BASE_RESET, IA32_APIC_BASE, IA32_TSC_DEADLINE
+from irqchip_core.x86.msi import Message
+from irqchip_core.x86.state import LAPIC_BASE, IoapicState, LapicState, PicSelect, PicState, PitState
+from irqchip_userspace.processors import HALTED, RUNNABLE, Processor
+
+NAME = "userspace"
+
+LAPIC_FREQUENCY = 1_000_000_000
+"""Input clock of the timers in Hz: that of KVM's local APICs, so that a guest can move between the chips."""
+LAPIC_LENGTH = 0x1000
+MAX_VCPUS = 255
+"""APIC ids are 8 bits in xAPIC mode, and 255 is the broadcast address."""
+
+APIC_MSRS = (range(0x800, 0x900), range(IA32_TSC_DEADLINE, IA32_TSC_DEADLINE + 1))
+APIC_BASE_ADDRESS = ~0xFFF
+
+
+def _capabilities(vm: Vm) -> frozenset[IrqChipCap]:
+    capabilities = {IrqChipCap.MP_STATE_GET_SET}
+    if vm.can_exit_on_msrs:
+        capabilities.add(IrqChipCap.X2APIC)
+        if vm.tsc_hz:
+            capabilities.add(IrqChipCap.TSC_DEADLINE_TIMER)
+    return frozenset(capabilities)
+
+
+def probe(vm: Vm) -> Probe:
+    """Whether `vm` can have this chip."""
+    if not isinstance(vm, Vm):
+        missing = ", ".join(name for name in _protocol_members() if not hasattr(vm, name))
+        return Probe(f"the VM of hypervisor {getattr(vm, 'hypervisor', type(vm).__name__)} lacks {missing}")
+    return Probe(capabilities=_capabilities(vm))
+
+
+def _protocol_members() -> list[str]:
+    return [name for name in vars(Vm) if not name.startswith("_")]
+
+
+@frozen
+class UserspaceChipState:
+    """What only this chip has to save: its routes. All else is in the common records."""
+
+    routes: tuple[IrqRoute, ...]
+
+
+class _Shared:
+    """What changes, and is the same for all handles of a chip."""
+
+    def __init__(self, vcpu_count: int) -> None:
+        self.handles = 1
+        self.alarm_at: int | None = None
+        self.tsc_offsets = [0] * vcpu_count  # guest's time-stamp counter less that of the clock
+        self.pages: _Pages | None = None
+
+
+class UserspaceIrqChip(IrqChipX86_64):
+    """The chip in user space.
+
+    Args:
+        vm: A VM without vCPUs and without a chip in its hypervisor.
+        vcpu_count: How many vCPUs it will have at most, 1 to 255; their APIC ids are 0 and up.
+        pins: Number of inputs of the IOAPIC, 24 to 240.
+        clock: Where all timers have their time from.
+
+    Raises:
+        WrongType: `vm` does not offer what the chip needs.
+        InvalidArgument: A number is out of range.
+    """
+
+    name = NAME
+
+    def __init__(self, vm: Vm, vcpu_count: int, *, pins: int = IOAPIC_PINS, clock: Clock | None = None) -> None:
+        super().__init__()
+        refusal = probe(vm).refusal
+        if refusal is not None:
+            raise WrongType(refusal, subject=NAME, argument="vm", remedy="give a VM of irqchip_core.vcpu.Vm's protocol")
+        if not 1 <= vcpu_count <= MAX_VCPUS:
+            raise InvalidArgument(
+                f"{vcpu_count} vCPUs", subject=NAME, argument="vcpu_count", remedy=f"give 1 to {MAX_VCPUS}"
+            )
+        self._shared = _Shared(vcpu_count)
+        self._clock: Clock = clock if clock is not None else MonotonicClock()
+        self._capabilities = _capabilities(vm)
+        if IrqChipCap.X2APIC in self._capabilities:
+            vm.exit_on_msrs(APIC_MSRS)
+        self._board = Board(
+            NAME,
+            self._clock,
+            pins,
+            deliver=self._deliver,
+            interrupt_line_changed=self._interrupt_line_changed,
+            deadline_changed=self._wake_at,
+        )
+        self._lock = self._board.lock
+        self._destinations = Destinations()
+        self._processors: list[Processor] = []
+        tsc_hz = vm.tsc_hz if IrqChipCap.TSC_DEADLINE_TIMER in self._capabilities else 0
+        for apic_id in range(vcpu_count):
+            lapic = Lapic(
+                apic_id,
+                timer_hz=LAPIC_FREQUENCY,
+                tsc_hz=tsc_hz,
+                bsp=apic_id == 0,
+                x2apic=IrqChipCap.X2APIC in self._capabilities,
+                virtual_wire=True,
+            )
+            self._destinations.add(lapic)
+            self._processors.append(Processor(lapic, self._lock))
+        self._tsc_hz = tsc_hz
+        self._alarm = self._clock.alarm(self._expire)
+        self._open = True
+
+    # Handles
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise Closed("the chip is closed", subject=NAME, remedy="keep the handle open, or use another clone")
+
+    def _processor(self, vcpu_id: int) -> Processor:
+        self._check_open()
+        if not 0 <= vcpu_id < len(self._processors):
+            raise UnknownVcpu(
+                f"there is no vCPU {vcpu_id}",
+                subject=NAME,
+                argument="vcpu_id",
+                remedy=f"the chip was made for {len(self._processors)}",
+            )
+        return self._processors[vcpu_id]
+
+    def _own(self, vcpu: Vcpu) -> Processor:
+        processor = self._processor(vcpu.id)
+        if processor.vcpu is not vcpu:
+            raise UnknownVcpu(
+                f"this vCPU {vcpu.id} is not the chip's",
+                subject=NAME,
+                argument="vcpu",
+                remedy="give it to add_vcpu first",
+            )
+        return processor
+
+    @override
+    def try_clone(self) -> Self:
+        self._check_open()
+        clone = copy.copy(self)
+        with self._lock:
+            self._shared.handles += 1
+        return clone
+
+    @override
+    def close(self) -> None:
+        if not self._open:
+            return
+        self._open = False
+        with self._lock:
+            self._shared.handles -= 1
+            if self._shared.handles:
+                return
+        self._alarm.close()
+        self._board.close()
+
+    # vCPUs
+
+    @override
+    def add_vcpu(self, vcpu_id: int, vcpu: Vcpu) -> None:
+        processor = self._processor(vcpu_id)
+        if not isinstance(vcpu, VcpuX86_64):
+            raise WrongType(
+                f"it is a {type(vcpu).__name__}",
+                subject=NAME,
+                argument="vcpu",
+                remedy="give a vCPU of irqchip_core.vcpu.VcpuX86_64's protocol",
+            )
+        sregs = vcpu.get_sregs()
+        with self._lock:
+            processor.vcpu = vcpu
+            processor.entered = False
+            processor.attend()
+            sregs.apic_base = processor.lapic.apic_base
+        vcpu.set_sregs(sregs)
+
+    @override
+    def inject_interrupts(self, vcpu: Vcpu) -> None:
+        processor = self._own(vcpu)
+        effects: Effects = ()
+        with self._lock:
+            effects = self._attend(processor)
+            self._inject(processor)
+        self._after(processor, effects)
+
+    def _attend(self, processor: Processor) -> Effects:
+        """Begin to look at what is pending; the effects of what the guest did by itself."""
+        processor.attend()
+        base = processor.pull()
+        if base is None:
+            return ()
+        effects = processor.lapic.write_msr(IA32_APIC_BASE, base, self._clock.now()) or ()
+        return self._carry_out(processor, effects)
+
+    def _inject(self, processor: Processor) -> None:
+        """Give the processor what is pending for it, or ask for an interrupt window."""
+        processor.take_events()
+        vcpu, lapic = processor.vcpu, processor.lapic
+        if vcpu is None or not processor.can_run():
+            return
+        extint = processor.extint or self._extint_requested(processor)
+        pending = extint or lapic.pending_vector() >= 0
+        if pending and vcpu.ready_for_interrupt():
+            if extint:  # the PICs first, as in KVM
+                vector = self._board.pic.acknowledge()
+                processor.extint = False
+                self._board.update_interrupt_line()
+            else:
+                vector = lapic.acknowledge()
+            vcpu.interrupt(vector)
+            processor.mp_state = RUNNABLE
+            pending = self._extint_requested(processor) or lapic.pending_vector() >= 0
+        vcpu.set_interrupt_window_requested(pending)
+        processor.push()
+
+    def _extint_requested(self, processor: Processor) -> bool:
+        # The PICs' INT output is wired to the boot processor's LINT0 only.
+        return processor.lapic.apic_id == 0 and processor.lapic.extint_requested()
+
+    def _after(self, processor: Processor, effects: Effects) -> None:
+        """Do what cannot be done with the lock held."""
+        for effect in effects:
+            if isinstance(effect, EoiBroadcast):
+                self._board.broadcast_eoi(effect.vector)
+            elif isinstance(effect, ApicBaseChanged) and self._shared.pages is not None:
+                self._shared.pages.follow(processor.lapic.apic_id, effect.value)
+        self._board.settle_pics()
+
+    @override
+    def halted(self, vcpu_id: int) -> None:
+        processor = self._processor(vcpu_id)
+        with self._lock:
+            if processor.mp_state is RUNNABLE:
+                processor.mp_state = HALTED
+
+    @override
+    def wait_until_runnable(self, vcpu: Vcpu) -> VcpuRunState:
+        processor = self._own(vcpu)
+        while True:
+            with self._lock:
+                effects = self._wait(processor)
+            if effects is None:
+                return VcpuRunState.INTERRUPTED
+            self._after(processor, effects)
+            if processor.mp_state is RUNNABLE:
+                processor.entered = True
+                return VcpuRunState.RUNNABLE
+
+    def _wait(self, processor: Processor) -> Effects | None:
+        """Sleep until the processor can execute, effects are to be seen to, or (None) it was interrupted."""
+        while True:
+            if processor.interrupted:
+                processor.interrupted = False
+                return None
+            if processor.mp_state is RUNNABLE and processor.lapic.events.init is False:
+                return ()
+            effects = self._attend(processor)
+            self._inject(processor)
+            if effects or self._board.pic.ended or processor.mp_state is RUNNABLE:
+                return effects
+            processor.sleep()
+
+    @override
+    def kick_halted_vcpus(self) -> None:
+        self._check_open()
+        with self._lock:
+            for processor in self._processors:
+                processor.interrupt()
+
+    @override
+    def get_mp_state(self, vcpu_id: int) -> MPState:
+        return self._processor(vcpu_id).mp_state
+
+    @override
+    def set_mp_state(self, vcpu_id: int, state: MPState) -> None:
+        processor = self._processor(vcpu_id)
+        if state is MPState.STOPPED:
+            raise InvalidArgument(
+                "x86 has no such state", subject=NAME, argument="state", remedy="give another MPState"
+            )
+        with self._lock:
+            processor.mp_state = MPState(state)
+            processor.wake()
+
+    # Messages and the PICs' output, with the lock held
+
+    def _deliver(self, message: Message, source: Lapic | None = None) -> None:
+        for lapic in self._destinations.deliver(message, source):
+            self._processors[lapic.apic_id].wake()
+
+    def _interrupt_line_changed(self, level: bool) -> None:
+        processor = self._processors[0]
+        processor.lapic.set_lint(0, level)
+        if level:
+            processor.wake()
+
+    def _carry_out(self, processor: Processor, effects: Effects) -> Effects:
+        """Do what a local APIC asks for; returns what is left for `_after`."""
+        left: list[Any] = []
+        for effect in effects:
+            if isinstance(effect, Message):
+                self._deliver(effect, processor.lapic)
+            elif isinstance(effect, WakeAt):
+                if effect.time is not None:
+                    self._wake_at(effect.time)
+            else:
+                left.append(effect)
+        return tuple(left)
+
+    # What the guest does to its local APIC
+
+    def read_lapic(self, vcpu_id: int, offset: int, size: int) -> int:
+        """The guest reads its local APIC's page."""
+        if not 0 <= vcpu_id < len(self._processors):
+            return (1 << 8 * size) - 1
+        processor = self._processors[vcpu_id]
+        with self._lock:
+            effects = self._attend(processor)
+            value = processor.lapic.read(offset, size, self._clock.now())
+        if effects:
+            self._after(processor, effects)
+        return value
+
+    def write_lapic(self, vcpu_id: int, offset: int, size: int, value: int) -> None:
+        """The guest writes its local APIC's page."""
+        if not 0 <= vcpu_id < len(self._processors):
+            return
+        processor = self._processors[vcpu_id]
+        with self._lock:
+            effects = self._attend(processor)
+            effects += self._carry_out(processor, processor.lapic.write(offset, size, value, self._clock.now()))
+            processor.push()
+        if effects:
+            self._after(processor, effects)
+
+    @override
+    def handle_msr(self, vcpu: VcpuX86_64, access: MsrExit) -> bool:
+        if not any(access.index in msrs for msrs in APIC_MSRS):
+            return False
+        processor = self._own(vcpu)
+        deadline = access.index == IA32_TSC_DEADLINE
+        tsc = vcpu.tsc() if deadline else 0
+        with self._lock:
+            effects: Effects | None = self._attend(processor)
+            now = self._clock.now()
+            if deadline:
+                self._shared.tsc_offsets[vcpu.id] = tsc - now * self._tsc_hz // 1_000_000_000
+            if not access.is_write:
+                value = processor.lapic.read_msr(access.index, now)
+                fault = value is None
+            else:
+                value = 0
+                done = processor.lapic.write_msr(access.index, access.value, now, tsc)
+                fault = done is None
+                effects = (effects or ()) + self._carry_out(processor, done or ())
+                processor.push()
+        vcpu.complete_msr(value or 0, fault=fault)
+        self._after(processor, effects or ())
+        return True
+
+    # Timers
+
+    def _wake_at(self, when: int) -> None:
+        if self._shared.alarm_at is None or when < self._shared.alarm_at:
+            self._shared.alarm_at = when
+            self._alarm.set(when)
+
+    def _expire(self) -> None:
+        """The alarm rings: let every timer catch up."""
+        self._shared.alarm_at = None
+        deadlines = [self._board.expire()]
+        with self._lock:
+            now = self._clock.now()
+            for processor, offset in zip(self._processors, self._shared.tsc_offsets, strict=True):
+                lapic = processor.lapic
+                if lapic.wake_at is not None:
+                    if lapic.wake_at <= now:
+                        self._carry_out(processor, lapic.expire(now, now * self._tsc_hz // 1_000_000_000 + offset))
+                        processor.wake()
+                    deadlines.append(lapic.wake_at)
+            when = min((deadline for deadline in deadlines if deadline is not None), default=None)
+            if when is not None:
+                self._wake_at(when)
+
+    # Events, lines and routes: the board's
+
+    def _register(self, irq: int, event: IrqEdgeEvent | IrqLevelEvent, source: IrqEventSource) -> IrqEventIndex:
+        self._check_open()
+        self._check_gsi(irq)
+        index = self._board.register(irq, event, source)
+        self.observers.event_registered(self, irq, source, index)
+        return index
+
+    def _unregister(self, irq: int, trigger: Event) -> None:
+        self._check_open()
+        self._check_gsi(irq)
+        if self._board.unregister(irq, trigger):
+            self.observers.event_unregistered(self, irq)
+
+    def _check_gsi(self, irq: int) -> None:
+        if not 0 <= irq < 1 << 32:
+            raise InvalidArgument(
+                f"GSI {irq} is out of range", subject=NAME, argument="irq", remedy="give an unsigned 32-bit number"
+            )
+
+    @override
+    def register_edge_irq_event(self, irq: int, event: IrqEdgeEvent, source: IrqEventSource) -> IrqEventIndex:
+        return self._register(irq, event, source)
+
+    @override
+    def unregister_edge_irq_event(self, irq: int, event: IrqEdgeEvent) -> None:
+        self._unregister(irq, event.get_trigger())
+
+    @override
+    def register_level_irq_event(self, irq: int, event: IrqLevelEvent, source: IrqEventSource) -> IrqEventIndex:
+        return self._register(irq, event, source)
+
+    @override
+    def unregister_level_irq_event(self, irq: int, event: IrqLevelEvent) -> None:
+        self._unregister(irq, event.get_trigger())
+
+    @override
+    def route_irq(self, route: IrqRoute) -> None:
+        self._check_open()
+        self._board.set_routes(self._board.routes.adding(route))
+        self.observers.routes_changed(self, self._board.routes)
+
+    @override
+    def set_irq_routes(self, routes: Iterable[IrqRoute]) -> None:
+        self._check_open()
+        self._board.set_routes(self._board.routes.replaced(routes))
+        self.observers.routes_changed(self, self._board.routes)
+
+    @override
+    def irq_event_tokens(self) -> list[IrqEventToken]:
+        self._check_open()
+        return self._board.events.tokens()
+
+    @override
+    def service_irq(self, irq: int, level: bool) -> None:
+        self._check_open()
+        self._check_gsi(irq)
+        self._board.service_irq(irq, level)
+
+    @override
+    def service_irq_event(self, index: IrqEventIndex) -> None:
+        self._check_open()
+        self._board.service_event(index)
+
+    @override
+    def broadcast_eoi(self, vector: int) -> None:
+        self._check_open()
+        if not 0 <= vector <= 0xFF:
+            raise InvalidArgument(f"{vector} is no vector", subject=NAME, argument="vector", remedy="give 0 to 255")
+        self._board.broadcast_eoi(vector)
+
+    @override
+    def process_delayed_irq_events(self) -> None:
+        self._check_open()
+        self._board.process_delayed()
+
+    @override
+    def irq_delayed_event_token(self) -> Event:
+        self._check_open()
+        return self._board.delayed_token()
+
+    @override
+    def finalize_devices(self, allocator: SystemAllocator, io_bus: Bus, mmio_bus: Bus) -> None:
+        self._check_open()
+        pages = _Pages(self, mmio_bus)
+        self._board.put_on(allocator, io_bus, mmio_bus, [(mmio_bus, pages, LAPIC_BASE, LAPIC_LENGTH)])
+        self._shared.pages = pages
+        self._alarm.start()
+
+    @override
+    def check_capability(self, capability: IrqChipCap) -> bool:
+        self._check_open()
+        return capability in self._capabilities
+
+    # The x86 extension
+
+    @override
+    def get_pic_state(self, select: PicSelect) -> PicState:
+        self._check_open()
+        return self._board.get_pic_state(select)
+
+    @override
+    def set_pic_state(self, select: PicSelect, state: PicState) -> None:
+        self._check_open()
+        self._board.set_pic_state(select, state)
+
+    @override
+    def get_ioapic_state(self) -> IoapicState:
+        self._check_open()
+        return self._board.get_ioapic_state()
+
+    @override
+    def set_ioapic_state(self, state: IoapicState) -> None:
+        self._check_open()
+        self._board.set_ioapic_state(state)
+
+    @override
+    def get_lapic_state(self, vcpu_id: int) -> LapicState:
+        processor = self._processor(vcpu_id)
+        with self._lock:
+            return processor.lapic.state(self._clock.now())
+
+    @override
+    def set_lapic_state(self, vcpu_id: int, state: LapicState) -> None:
+        processor = self._processor(vcpu_id)
+        with self._lock:
+            now = self._clock.now()
+            tsc = now * self._tsc_hz // 1_000_000_000 + self._shared.tsc_offsets[vcpu_id]
+            processor.lapic.set_state(state, now, tsc)
+            if processor.lapic.wake_at is not None:
+                self._wake_at(processor.lapic.wake_at)
+            processor.wake()
+
+    @override
+    def get_pit(self) -> PitState:
+        self._check_open()
+        return self._board.get_pit()
+
+    @override
+    def set_pit(self, state: PitState) -> None:
+        self._check_open()
+        self._board.set_pit(state)
+
+    @override
+    def lapic_frequency(self) -> int:
+        self._check_open()
+        return LAPIC_FREQUENCY
+
+    @override
+    def pit_uses_speaker_port(self) -> bool:
+        self._check_open()
+        return True
+
+    @override
+    def snapshot_chip_specific(self) -> UserspaceChipState:
+        self._check_open()
+        return UserspaceChipState(tuple(self._board.routes))
+
+    @override
+    def restore_chip_specific(self, data: Any) -> None:
+        if not isinstance(data, UserspaceChipState):
+            raise InvalidArgument(
+                f"it is not the state of a {NAME} chip",
+                subject=NAME,
+                argument="data",
+                remedy="restore what snapshot_chip_specific of such a chip gave",
+            )
+        self.set_irq_routes(data.routes)
+
+
+class _Pages(BusDevice):
+    """The register pages of the local APICs: one address for all, until guests move theirs."""
+
+    debug_label = "userspace local APICs"
+    self_synchronized = True
+
+    def __init__(self, chip: UserspaceIrqChip, bus: Bus) -> None:
+        self._chip = chip
+        self._bus = bus
+        self._bases = {LAPIC_BASE: len(chip._processors)}  # by address: how many local APICs are there
+        self._base_of = [APIC_BASE_RESET & APIC_BASE_ADDRESS] * len(chip._processors)
+
+    @override
+    def read(self, access: Access) -> int:
+        if self._base_of[access.vcpu_id] != access.address - access.offset:
+            return (1 << 8 * access.size) - 1
+        return self._chip.read_lapic(access.vcpu_id, access.offset, access.size)
+
+    @override
+    def write(self, access: Access, value: int) -> None:
+        if self._base_of[access.vcpu_id] == access.address - access.offset:
+            self._chip.write_lapic(access.vcpu_id, access.offset, access.size, value)
+
+    def follow(self, apic_id: int, apic_base: int) -> None:
+        """The guest wrote IA32_APIC_BASE. A place that another device has keeps that device."""
+        new, old = apic_base & APIC_BASE_ADDRESS, self._base_of[apic_id]
+        if new == old:
+            return
+        self._base_of[apic_id] = new
+        self._bases[old] = self._bases.get(old, 0) - 1
+        if self._bases[old] <= 0:
+            del self._bases[old]
+            self._take_out(old)
+        self._bases[new] = self._bases.get(new, 0) + 1
+        if self._bases[new] == 1:
+            try:
+                self._bus.insert(self, new, LAPIC_LENGTH)
+            except InvalidArgument:
+                self._bases[new] -= 1
+
+    def _take_out(self, base: int) -> None:
+        if any(found == base and device is self for found, _, device in self._bus.devices()):
+            self._bus.remove(base)

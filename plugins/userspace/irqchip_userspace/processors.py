@@ -1,0 +1,146 @@
+"""The processors' side of the chip: local APICs, MP states, who sleeps and who is to be kicked.
+
+Everything here happens with the board's `lock` held, except where it says otherwise.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from irqchip_core.chip import MPState
+from irqchip_core.vcpu import VcpuX86_64
+from irqchip_core.x86.lapic import Lapic
+from irqchip_core.x86.registers import DescriptorTable, Regs, Segment, Sregs
+
+RUNNABLE, HALTED = MPState.RUNNABLE, MPState.HALTED
+
+CR0_ET = 1 << 4
+CR0_KEPT = 3 << 29  # CD and NW survive INIT
+RESET_RIP = 0xFFF0
+CODE, DATA, LDT, BUSY_TSS = 11, 3, 2, 11
+
+
+class Processor:
+    """One vCPU as the chip sees it.
+
+    Attributes:
+        lapic: Its local APIC.
+        vcpu: The hypervisor's vCPU, once it was added.
+        mp_state: Its multiprocessing state.
+        thread: Which thread runs it, by `threading.get_ident`.
+        interrupted: `wait_until_runnable` is to return INTERRUPTED, once.
+        extint: An ExtINT message waits: the vector is the PICs' to tell.
+    """
+
+    __slots__ = (
+        "_kicked", "_sleeping", "_wake_up", "entered", "extint", "interrupted", "lapic", "mp_state", "thread", "vcpu",
+    )  # fmt: skip
+
+    def __init__(self, lapic: Lapic, lock: threading.Lock) -> None:
+        self.lapic = lapic
+        self.vcpu: VcpuX86_64 | None = None
+        self.mp_state = RUNNABLE if lapic.apic_id == 0 else MPState.UNINITIALIZED
+        self.thread = 0
+        self.interrupted = False
+        self.extint = False
+        self.entered = False  # it has run, so that the hypervisor knows what the guest did to CR8 and APIC base
+        self._wake_up = threading.Condition(lock)
+        self._sleeping = False
+        self._kicked = False
+
+    def wake(self) -> None:
+        """Something may be pending for it: end its sleep, or get it out of guest code."""
+        if self._sleeping:
+            self._wake_up.notify_all()
+        elif self.vcpu is not None and not self._kicked and self.thread != threading.get_ident():
+            # On its own thread it is not in the guest, and looks again before it goes there.
+            self._kicked = True
+            self.vcpu.kick()
+
+    def attend(self) -> None:
+        """Its thread is about to look at all that is pending: what comes from now on must kick again."""
+        self._kicked = False
+        self.thread = threading.get_ident()
+
+    def sleep(self) -> None:
+        """Let go of the lock until `wake` or `interrupt`."""
+        self._sleeping = True
+        try:
+            self._wake_up.wait()
+        finally:
+            self._sleeping = False
+
+    def interrupt(self) -> None:
+        """Let its `wait_until_runnable` return INTERRUPTED."""
+        self.interrupted = True
+        self._wake_up.notify_all()
+
+    # What passes between hypervisor and local APIC
+
+    def pull(self) -> int | None:
+        """Learn what the guest did by itself: CR8 goes to the APIC; returns a new IA32_APIC_BASE, if any."""
+        vcpu = self.vcpu
+        if vcpu is None or not self.entered:
+            return None
+        if (cr8 := vcpu.cr8) != self.lapic.cr8:
+            self.lapic.cr8 = cr8
+        base = vcpu.apic_base
+        return base if base != self.lapic.apic_base else None
+
+    def push(self) -> None:
+        """Let the guest see the task priority in CR8."""
+        if self.vcpu is not None and self.vcpu.cr8 != self.lapic.cr8:
+            self.vcpu.cr8 = self.lapic.cr8
+
+    def take_events(self) -> None:
+        """Take what is pending besides vectors: INIT, start-up, NMIs. On its own thread."""
+        if (events := self.lapic.take_events()) is None:
+            return
+        assert self.vcpu is not None
+        if events.init:
+            self.lapic.init()
+            self.initialize()
+        if events.startup_vector is not None:
+            self.start_up(events.startup_vector)
+        self.extint = self.extint or events.extint
+        if self.can_run():
+            for _ in range(events.nmis):
+                self.vcpu.inject_nmi()
+                self.mp_state = RUNNABLE
+
+    def can_run(self) -> bool:
+        """Whether it executes, or would if an interrupt came."""
+        return self.mp_state is RUNNABLE or self.mp_state is HALTED
+
+    def initialize(self) -> None:
+        """Take an INIT: the processor as after reset (Intel SDM vol. 3, table 11-1). On its own thread."""
+        self.mp_state = MPState.INIT_RECEIVED
+        self.extint = False
+        assert self.vcpu is not None
+        old = self.vcpu.get_sregs()
+        self.vcpu.set_sregs(
+            Sregs(
+                cs=Segment(base=0xFFFF0000, selector=0xF000, type=CODE),
+                ldt=Segment(type=LDT, s=0),
+                tr=Segment(type=BUSY_TSS, s=0),
+                gdt=DescriptorTable(),
+                idt=DescriptorTable(),
+                cr0=old.cr0 & CR0_KEPT | CR0_ET,
+                cr8=0,
+                apic_base=self.lapic.apic_base,
+            )
+        )
+        self.vcpu.set_regs(Regs(rip=RESET_RIP))
+
+    def start_up(self, vector: int) -> None:
+        """Take a start-up IPI: execute at `vector` << 12 (SDM vol. 3, 12.6.1). On its own thread."""
+        if self.mp_state is not MPState.INIT_RECEIVED:
+            return  # the second one of the usual sequence
+        assert self.vcpu is not None
+        sregs = self.vcpu.get_sregs()
+        sregs.cs = Segment(base=vector << 12, selector=vector << 8, type=CODE)
+        self.vcpu.set_sregs(sregs)
+        regs = self.vcpu.get_regs()
+        regs.rip = 0
+        self.vcpu.set_regs(regs)
+        self.mp_state = RUNNABLE
