@@ -63,7 +63,12 @@ def fake_irqs() -> Any:
     """In the place of a `Machine`, for who asks it for interrupts."""
     edge, level, msi = FakeIrq(9), FakeIrq(10), FakeIrq(24)
     return SimpleNamespace(
-        edge_irq=lambda name: edge, level_irq=lambda name: level, msi_irq=lambda name: msi, edge=edge, level=level, msi=msi
+        edge_irq=lambda name: edge,
+        level_irq=lambda name: level,
+        msi_irq=lambda name: msi,
+        edge=edge,
+        level=level,
+        msi=msi,
     )
 
 

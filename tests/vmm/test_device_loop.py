@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
+from typing import Self
 
 import pytest
 
@@ -20,7 +22,7 @@ class Loop(DeviceLoop):
         self.errors: list[BaseException] = []
         super().__init__(self.errors.append)
 
-    def __enter__(self) -> Loop:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -29,11 +31,16 @@ class Loop(DeviceLoop):
 
 
 def test_timers_come_in_order_and_not_early() -> None:
-    done, calls = threading.Event(), []
+    done = threading.Event()
+    calls: list[tuple[int, int]] = []
+
+    def note(milliseconds: int) -> None:
+        calls.append((milliseconds, loop.now()))
+
     with Loop() as loop:
         start = loop.now()
         for milliseconds in (20, 10, 0):
-            loop.call_at(start + milliseconds * 1_000_000, lambda ms=milliseconds: calls.append((ms, loop.now())))
+            loop.call_at(start + milliseconds * 1_000_000, partial(note, milliseconds))
         loop.call_at(start + 21_000_000, done.set)
         assert done.wait(10)
     assert [ms for ms, _ in calls] == [0, 10, 20]
@@ -84,15 +91,15 @@ def test_a_callback_that_fails_is_told_and_the_loop_goes_on() -> None:
 
 
 def test_stop_serves_what_is_ready() -> None:
-    calls: list[int] = []
+    calls: list[bool] = []
     with Event() as event:
         with Loop() as loop:
             done = threading.Event()
-            loop.watch(event, lambda: (event.reset(), calls.append(1)))
+            loop.watch(event, lambda: calls.append(event.reset()))
             loop.call_at(0, done.set)
             assert done.wait(10)
             event.signal()
-        assert calls == [1]
+        assert calls == [True]
 
 
 def test_stop_without_start_and_twice() -> None:

@@ -103,9 +103,7 @@ def test_update_in_progress_just_before_each_second() -> None:
     assert seen == [0, 0, 1, 1, 0]
 
 
-@pytest.mark.parametrize(
-    ("rate", "hertz"), [(1, 256), (2, 128), (3, 8192), (6, 1024), (15, 2)]
-)
+@pytest.mark.parametrize(("rate", "hertz"), [(1, 256), (2, 128), (3, 8192), (6, 1024), (15, 2)])
 def test_periodic_rates(rate: int, hertz: int) -> None:
     assert periodic_ns(rate) == NS // hertz
 
