@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -165,7 +165,7 @@ def test_a_failing_vcpu_ends_the_run_and_is_named(
 ) -> None:
     with loaded(Machine(vcpu_count=3), "real/loop") as machine:
         vm = machine.vm
-        machine.vm = FailingVm(vm, method, replacement, only)
+        machine.vm = cast(Any, FailingVm(vm, method, replacement, only))
         result = machine.run(TIMEOUT)
         machine.vm = vm
     assert (result.end.outcome, result.end.vcpu_id, result.end.detail) == (Outcome.ERROR, only, detail)
