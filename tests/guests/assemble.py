@@ -34,9 +34,7 @@ def assemble(source: Path) -> bytes:
             where = ["-N", "-e", "0", "-Ttext", hex(LOAD_ADDRESS[source.parent.name])]
         includes = ["-I", str(source.parent), "-I", str(GUESTS)]
         subprocess.run(["as", "--64", "-mx86-used-note=no", *includes, "-o", object_file, source], check=True)
-        subprocess.run(
-            ["ld", "-m", "elf_x86_64", *where, "--oformat", "binary", "-o", binary, object_file], check=True
-        )
+        subprocess.run(["ld", "-m", "elf_x86_64", *where, "--oformat", "binary", "-o", binary, object_file], check=True)
         return binary.read_bytes()
 
 

@@ -29,4 +29,4 @@ def main() -> RunResult:
 if __name__ == "__main__":
     result = main()
     rung = next(irq for irq in result.interrupts if irq.name == "doorbell")
-    print(f"the guest rang {rung.raised} times and ended with status {result.end.status}")  # noqa: T201
+    print(f"the guest rang {rung.raised} times and ended with status {result.end.status}")

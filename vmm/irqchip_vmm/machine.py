@@ -337,7 +337,9 @@ class Machine:
         while waiting:
             waiting[0].join(KICK_SECONDS)
             waiting = [thread for thread in waiting if thread.is_alive()]
-            if waiting and time.monotonic() > deadline:
+            if not waiting:
+                break
+            if time.monotonic() > deadline:
                 names = ", ".join(thread.name for thread in waiting)
                 raise IrqChipError(
                     f"{names} did not end within {JOIN_SECONDS:g} seconds",

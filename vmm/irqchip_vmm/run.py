@@ -19,7 +19,7 @@ from irqchip_vmm.plugin import DEFAULT_TIMEOUT
 
 STATUS_FAILED, STATUS_TIMEOUT, STATUS_INTERRUPTED = 1, 124, 130
 READ_SIZE = 4096
-MAX_BACKLOG = 64 << 10
+MAX_BACKLOG = 16 << 10
 """Bytes of input to hold for a guest that does not read."""
 RETRY_NS = 50_000_000
 

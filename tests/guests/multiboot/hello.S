@@ -4,7 +4,7 @@
 .text
         multiboot_header
 start:  cli
-        mov     esp, offset header      # the memory below is free
+        mov     esp, 0x7C00             # low memory is free
         cmp     eax, 0x2BADB002
         jne     5f
         mov     esi, [ebx + 64]
@@ -26,13 +26,20 @@ start:  cli
         out     EXIT_PORT, al
         hlt
 
-print:  mov     edx, COM1
-2:      mov     al, [esi]
+print:  mov     al, [esi]
         inc     esi
         test    al, al
-        jz      3f
-        out     dx, al
-        jmp     2b
-3:      mov     al, '\n'
+        jz      2f
+        call    print_char
+        jmp     print
+2:      mov     al, '\n'
+print_char:
+        mov     ah, al
+        mov     edx, COM1 + 5
+3:      in      al, dx
+        test    al, 1 << 5              # LSR: room for another byte
+        jz      3b
+        mov     al, ah
+        mov     edx, COM1
         out     dx, al
         ret

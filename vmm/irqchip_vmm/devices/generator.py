@@ -80,7 +80,7 @@ def read_report(memory: GuestMemory, address: int, vcpu_count: int) -> list[Repo
     seen: set[tuple[bytes, int]] = set()
     for raw_name, vcpu, raised, taken, ended in REPORT_ROW.iter_unpack(table):
         name = raw_name.rstrip(b"\0")
-        if not name or not all(0x20 < byte < 0x7F for byte in name):
+        if not name or not all(0x20 <= byte < 0x7F for byte in name):
             return f"row {len(rows)} is called {name!r}, which is not printable ASCII"
         if vcpu >= vcpu_count:
             return f"row {len(rows)} is of vCPU {vcpu}, and there are {vcpu_count}"

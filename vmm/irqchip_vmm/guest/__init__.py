@@ -1,6 +1,6 @@
-"""The demonstration guest: its bytes, and what its report must hold. Its source (``*.S``) is beside this file.
+"""The demonstration guest: its bytes, and what its report must hold.
 
-Like each guest here it can be checked: `demo.bin` is what the source assembles to.
+Its source is beside this file in the repository, from ``demo.S`` on; a test assembles it and compares the bytes.
 """
 
 from __future__ import annotations
