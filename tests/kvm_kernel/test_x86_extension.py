@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 
 import pytest
 from attrs import evolve
 
 from irqchip_core.chip import MPState
 from irqchip_core.errors import InvalidArgument, UnknownVcpu
-from irqchip_core.routes import IrqRoute
 from irqchip_core.x86.state import PicInitState, PicSelect, PicState, PitRwMode
-from irqchip_kvm import KvmVm
+from irqchip_kvm import Kvm, KvmVm
 from irqchip_kvm_kernel.chip import KernelChipState, KvmKernelIrqChip
-from tests.kvm_kernel.taker import Eoi, Taker, ioapic_entry, open_vm, program_ioapic, program_pics
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_leaks")]
 
 
 @pytest.fixture
 def vm() -> Iterator[KvmVm]:
-    with open_vm() as vm:
+    with Kvm() as kvm, kvm.create_vm() as vm:
         yield vm
 
 
@@ -91,34 +88,6 @@ def test_state_that_does_not_fit_is_refused_and_changes_nothing(chip: KvmKernelI
 def test_what_the_vmm_must_know(chip: KvmKernelIrqChip) -> None:
     assert chip.lapic_frequency() == 1_000_000_000
     assert chip.pit_uses_speaker_port() is False
-
-
-def test_a_guest_moves_to_another_vm_with_its_interrupts() -> None:
-    with ExitStack() as stack:
-        vm = stack.enter_context(open_vm())
-        chip = stack.enter_context(KvmKernelIrqChip(vm, 1))
-        taker = Taker(vm, chip)
-        program_pics(chip, primary_mask=0xFF & ~(1 << 5))
-        program_ioapic(chip, {6: ioapic_entry(0x46)})
-        taker.start()
-        chip.route_irq(IrqRoute.msi(30, 0xFEE00000, 0x50))
-        chip.service_irq(5, True)  # pending in the PIC
-        chip.service_irq(6, True)  # pending in the local APIC
-        chip.service_irq(6, False)
-        snapshot = chip.snapshot(1)
-        assert isinstance(snapshot.chip_specific, KernelChipState)
-        assert snapshot.mp_states == [MPState.HALTED] or snapshot.mp_states == [MPState.RUNNABLE]
-
-        other_vm = stack.enter_context(open_vm())
-        other_chip = stack.enter_context(KvmKernelIrqChip(other_vm, 1))
-        other = Taker(other_vm, other_chip)
-        other.vcpu.set_sregs(taker.vcpu.get_sregs())
-        other.vcpu.set_regs(taker.vcpu.get_regs())
-        other_chip.restore(snapshot, 1)
-        taken = {other.take(Eoi.LAPIC | Eoi.PRIMARY) for _ in range(2)}
-        assert taken == {0x35, 0x46}
-        other_chip.service_irq(30, True)
-        assert other.take() == 0x50
 
 
 def test_a_snapshot_of_another_size_is_refused_before_anything_changes(chip: KvmKernelIrqChip, vm: KvmVm) -> None:

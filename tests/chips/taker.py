@@ -6,13 +6,18 @@ import enum
 import struct
 import threading
 from pathlib import Path
+from typing import Self
 
-from irqchip_core.chip import IrqChip
-from irqchip_core.exits import InterruptedExit, IoExit
+from irqchip_core.allocator import SystemAllocator
+from irqchip_core.bus import Bus
+from irqchip_core.chip import VcpuRunState
+from irqchip_core.exits import Exit, HltExit, InterruptedExit, IoapicEoiExit, IoExit, IrqWindowExit, MsrExit
+from irqchip_core.irq_loop import IrqLoop
+from irqchip_core.routes import IrqRoute
+from irqchip_core.vcpu import VcpuX86_64, Vm
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.registers import DescriptorTable, Regs, Segment
 from irqchip_core.x86.state import IoapicState, PicSelect, PicState
-from irqchip_kvm import Kvm, KvmVcpu, KvmVm
 
 LOAD_ADDRESS, STUBS, STUB_SIZE = 0x1000, 0x1100, 16
 """Of taker.S."""
@@ -27,6 +32,11 @@ MARKER = 0x21
 """A vector of the lowest priority class that tests may use: taken last of all that is pending."""
 HIGH_MARKER = 0xF1
 """One of the highest, taken even while others are in service."""
+MARKER_GSI, HIGH_MARKER_GSI = 4000, 4001
+MARKER_ROUTES = [
+    IrqRoute.msi(MARKER_GSI, 0xFEE00000, MARKER),
+    IrqRoute.msi(HIGH_MARKER_GSI, 0xFEE00000, HIGH_MARKER),
+]
 PATIENCE = 10.0
 """Seconds after which an interrupt that should come is given up."""
 
@@ -46,7 +56,7 @@ def load(memory: memoryview) -> None:
         memory[address : address + 8 * len(quads)] = struct.pack(f"<{len(quads)}Q", *quads)
 
 
-def enter_long_mode(vcpu: KvmVcpu) -> None:
+def enter_long_mode(vcpu: VcpuX86_64) -> None:
     """Set the processor up as the guest expects it."""
     sregs = vcpu.get_sregs()
     sregs.cs = Segment(limit=0xFFFFFFFF, selector=CODE_SELECTOR, type=11, l=1, g=1)
@@ -71,25 +81,50 @@ class Eoi(enum.IntFlag):
 
 
 class Taker:
-    """The guest, at the point where it has enabled interrupts and waits."""
+    """The guest, at the point where it has enabled interrupts and waits.
 
-    def __init__(self, vm: KvmVm, chip: IrqChip, vcpu_id: int = 0) -> None:
+    Args:
+        vm: A VM without memory.
+        chip: Its chip.
+        vcpu_id: Which vCPU runs the guest; number 0 comes first.
+    """
+
+    def __init__(self, vm: Vm, chip: IrqChipX86_64, vcpu_id: int = 0) -> None:
         self.vm = vm
         self.chip = chip
         if vcpu_id == 0:
             load(vm.map_memory(0, MEMORY))
-        self.vcpu: KvmVcpu = vm.create_vcpu(vcpu_id)
+        self.vcpu = vm.create_vcpu(vcpu_id)
         chip.add_vcpu(vcpu_id, self.vcpu)
         self.vcpu.set_cpuid(vm.supported_cpuid())
         enter_long_mode(self.vcpu)
         self.vcpu.set_regs(Regs(rip=LOAD_ADDRESS, rsp=STACK - 0x1000 * vcpu_id))
         self.eoi = Eoi.LAPIC
+        self.io_bus, self.mmio_bus = Bus("I/O"), Bus("MMIO")
+        chip.finalize_devices(SystemAllocator(), self.io_bus, self.mmio_bus)
+        for route in MARKER_ROUTES:
+            chip.route_irq(route)
+        self._loop = IrqLoop(chip)
+        self._loop.start()
+
+    def close(self) -> None:
+        self._loop.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
     def start(self) -> None:
         """Run until the guest is ready for interrupts."""
-        exit_ = self.vcpu.run()
-        assert isinstance(exit_, IoExit), exit_
+        exit_ = self._until_io(PATIENCE)
+        assert exit_ is not None
         assert exit_.port == READY
+
+    def settle(self) -> None:
+        """Wait until all events signalled before have reached the chip."""
+        assert self._loop.flush(PATIENCE)
 
     def take(self, eoi: Eoi | None = None) -> int:
         """Run until the guest takes an interrupt, and let it end that with `eoi`; the vector."""
@@ -99,47 +134,78 @@ class Taker:
 
     def try_take(self, eoi: Eoi | None, patience: float) -> int | None:
         """As `take`; None if `patience` seconds pass without an interrupt."""
-        timer = threading.Timer(patience, self.vcpu.kick)
-        timer.start()
         vector: int | None = None
+        while (exit_ := self._until_io(patience)) is not None:
+            assert exit_.port == TAKEN
+            if exit_.is_write:
+                vector = exit_.data[0]
+            else:
+                exit_.data[0] = self.eoi if eoi is None else eoi
+                return vector
+        return None
+
+    def _until_io(self, patience: float) -> IoExit | None:
+        """Run as a VMM does until the guest uses its own ports; None if `patience` seconds pass."""
+        timer = threading.Timer(patience, self._interrupt)
+        timer.start()
         try:
             while True:
-                exit_ = self.vcpu.run()
-                if isinstance(exit_, InterruptedExit) and not timer.is_alive():
+                self.chip.inject_interrupts(self.vcpu)
+                if self.chip.wait_until_runnable(self.vcpu) is VcpuRunState.INTERRUPTED:
                     return None
-                if isinstance(exit_, InterruptedExit):
-                    continue  # the Timer is about to end
-                assert isinstance(exit_, IoExit), exit_
-                assert exit_.port == TAKEN
-                if exit_.is_write:
-                    vector = exit_.data[0]
-                else:
-                    exit_.data[0] = self.eoi if eoi is None else eoi
-                    return vector
+                exit_ = self.vcpu.run()
+                if isinstance(exit_, IoExit) and exit_.port in (TAKEN, READY):
+                    return exit_
+                if isinstance(exit_, InterruptedExit) and timer.finished.is_set():
+                    return None
+                self._serve(exit_)
         finally:
             timer.cancel()
             timer.join()
+
+    def _interrupt(self) -> None:
+        self.vcpu.kick()
+        self.chip.kick_halted_vcpus()
+
+    def _serve(self, exit_: Exit) -> None:
+        match exit_:
+            case IoExit(is_write=True):
+                self.io_bus.write(exit_.port, exit_.size, int.from_bytes(exit_.data, "little"))
+            case IoExit():
+                value = self.io_bus.read(exit_.port, exit_.size) or 0
+                exit_.data[:] = value.to_bytes(exit_.size, "little")
+            case MsrExit():
+                assert self.chip.handle_msr(self.vcpu, exit_), exit_
+            case HltExit():
+                self.chip.halted(self.vcpu.id)
+            case IoapicEoiExit():
+                self.chip.broadcast_eoi(exit_.vector)
+            case InterruptedExit() | IrqWindowExit():
+                pass
+            case _:
+                raise AssertionError(f"{exit_} at RIP {self.vcpu.get_regs().rip:#x}")
 
     def take_until_marker(self, eoi: Eoi | None = None, *, marker: int = MARKER) -> list[int]:
         """Send the marker and take interrupts until it comes; the vectors before it.
 
         What should have come before, and is not in the result, did not come.
         """
-        assert self.vm.signal_msi(0xFEE00000, marker)
+        self.settle()
+        self.chip.service_irq(MARKER_GSI if marker == MARKER else HIGH_MARKER_GSI, True)
         taken = []
         while (vector := self.take(eoi)) != marker:
             taken.append(vector)
         return taken
 
     def ends_at_delivery(self) -> bool:
-        """Whether this KVM's local APIC ends an interrupt when it delivers it, without an EOI.
+        """Whether this chip's local APIC ends an interrupt when it delivers it, without an EOI.
 
-        kvm_pvm does (seen on Linux 6.18): ISR stays empty, so nothing blocks lower priorities, and the IOAPIC
-        hears of the end of a level-triggered interrupt too early. kvm_intel and kvm_amd do what the SDM says.
+        kvm_pvm's does (seen on Linux 6.18): ISR stays empty, so nothing blocks lower priorities, and the IOAPIC
+        hears of the end of a level-triggered interrupt too early. kvm_intel's and kvm_amd's do what the SDM says.
         """
-        assert self.vm.signal_msi(0xFEE00000, MARKER)
+        self.chip.service_irq(MARKER_GSI, True)
         assert self.take(Eoi.LAPIC) == MARKER
-        isr = self.vcpu.get_lapic_state().regs[0x10:0x18]
+        isr = self.chip.get_lapic_state(self.vcpu.id).regs[0x10:0x18]
         assert self.take_until_marker() == []
         return not any(isr)
 
@@ -165,9 +231,3 @@ def program_pics(chip: IrqChipX86_64, *, primary_mask: int, secondary_mask: int 
         (PicSelect.SECONDARY, 0x38, secondary_mask, 0xDE),
     ):
         chip.set_pic_state(select, PicState(irq_base=base, imr=mask, use_4_byte_icw=True, elcr_mask=elcr_mask))
-
-
-def open_vm() -> KvmVm:
-    """An empty VM."""
-    with Kvm() as kvm:
-        return kvm.create_vm()
