@@ -1,0 +1,407 @@
+"""One Unicorn engine as a processor that stops: what it runs into is recorded, and it stands still.
+
+Unicorn calls hooks in the middle of instructions, but a VMM wants to be asked between two calls of `run`. So
+
+- every slice counts instructions, which also makes Unicorn look for a stop between any two of them;
+- a write (to a port or to MMIO) is recorded and the engine stops after the instruction;
+- a read from a port gives zeros at first, and the engine stops after the instruction, whose result is set when
+  the answer is there;
+- a read from MMIO abandons the instruction before it has changed anything. With the answer in `log` the
+  instruction runs again; what it did before is in the log too and does not happen a second time.
+
+What Unicorn has no hook for (RDMSR, WRMSR, CR8, IRET, the moment interrupts become possible, error codes) comes
+from the emulator's own AMD virtualization: the engine is put into guest mode by one VMRUN, and from then on the
+intercepts of the VMCB arrive as numbers in Unicorn's interrupt hook. They never lead back to a host state. See the
+AMD64 Architecture Programmer's Manual vol. 2, chapter 15 and appendix B and C.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable
+from enum import Enum, auto
+
+from attrs import define
+from unicorn import Uc, UcError
+from unicorn.unicorn_const import (
+    UC_ARCH_X86,
+    UC_CTL_IO_WRITE,
+    UC_CTL_TLB_FLUSH,
+    UC_HOOK_EDGE_GENERATED,
+    UC_HOOK_INSN,
+    UC_HOOK_INTR,
+    UC_HOOK_MEM_READ_PROT,
+    UC_HOOK_MEM_WRITE_PROT,
+    UC_MODE_64,
+    UC_PROT_ALL,
+    UC_PROT_NONE,
+)
+from unicorn.x86_const import (
+    UC_CPU_X86_EPYC_ROME,
+    UC_X86_INS_CPUID,
+    UC_X86_INS_IN,
+    UC_X86_INS_OUT,
+    UC_X86_REG_RAX,
+    UC_X86_REG_RBX,
+    UC_X86_REG_RCX,
+    UC_X86_REG_RDX,
+)
+
+from irqchip_core.errors import HypervisorError, Unsupported
+from irqchip_unicorn import context as c
+from irqchip_unicorn import state
+from irqchip_unicorn.context import Context
+from irqchip_unicorn.memory import END, GuestMemory, host_pages
+
+TRANSLATION_CACHE = 32 << 20
+"""Bytes of translated code an engine keeps; when full, it starts anew."""
+
+# What `Engine.intno` can be, besides the vector of a software interrupt: an exit code of the VMCB, from
+_EXIT = 0x100
+EXCEPTION = _EXIT + 0x40  # 32 of them
+WRITE_CR8 = _EXIT + 0x18
+WRITE_DR0 = _EXIT + 0x30  # 8 of them
+WINDOW = _EXIT + 0x64
+RDTSC = _EXIT + 0x6E
+IRET = _EXIT + 0x74
+MSR = _EXIT + 0x7C
+SHUTDOWN = _EXIT + 0x7F
+
+_INTERCEPTED = (WINDOW, RDTSC, MSR, SHUTDOWN, *range(_EXIT + 0x80, _EXIT + 0x87))  # the latter: VMRUN to SKINIT
+_INTERCEPTS = sum(1 << (code - _EXIT - 0x60) for code in _INTERCEPTED)
+INTERCEPT_IRET = 1 << (IRET - _EXIT - 0x60)
+
+# Pages of the engine, where no guest can look: VMCB, MSR permission map, the code that starts it all.
+_VMCB, _MSRPM, _CODE, _PAGES = 0, 0x1000, 0x3000, 0x4000
+_VMCB_MSRPM_BASE, _VMCB_INT_CTL, _VMCB_EXIT_INFO_2, _VMCB_SAVE = 0x48, 0x60, 0x80, 0x400
+_V_IRQ, _V_INTR_MASKING = 1 << 8, 1 << 24
+_MSRPM_RANGES = ((0, 0), (0xC0000000, 0x800), (0xC0010000, 0x1000))  # first MSR, offset in the map; 8192 MSRs each
+_VMRUN = b"\x0f\x01\xd8"
+_HLT = b"\xf4"
+
+_MARK = 12345  # a number of instructions
+
+
+class Stop(Enum):
+    """Why `Engine.run` came back."""
+
+    SLICE = auto()  # the instructions asked for are done
+    HALT = auto()  # HLT, which is done
+    EVENT = auto()  # `intno` says what
+    PORT = auto()  # `port` says what
+    MMIO = auto()  # `log` has accesses that are not `reported`; if its last is a read, the instruction is not done
+    FAILED = auto()  # Unicorn cannot go on
+
+
+@define(eq=False)
+class PortAccess:
+    """An access to an I/O port, one of a repeated instruction.
+
+    Attributes:
+        before: The registers and RIP at the start of the instruction.
+    """
+
+    port: int
+    size: int
+    value: int
+    is_write: bool
+    before: tuple[int, ...]
+
+
+@define(eq=False)
+class MmioAccess:
+    """An access to where there is no memory.
+
+    Attributes:
+        data: What is written, or the answer.
+        reported: Whether the VMM was told (a write) or has answered (a read).
+    """
+
+    address: int
+    data: bytearray
+    is_write: bool
+    reported: bool = False
+
+
+class Engine:
+    """A Unicorn engine over guest memory, in real mode at the reset vector.
+
+    Args:
+        memory: Guest memory. What is added later counts after `map_memory`.
+        native_msrs: MSRs that the emulator keeps by itself; all others stop it.
+        cpuid: From (EAX, ECX) to (EAX, EBX, ECX, EDX).
+        on_block: Called with linear address and size of each block of code that gets translated.
+
+    Attributes:
+        context: The state. `run` leaves it saved and restores what was changed in it.
+        log: The accesses to MMIO of the current instruction.
+        instructions: Number of instructions executed.
+    """
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        native_msrs: frozenset[int],
+        cpuid: Callable[[int, int], tuple[int, int, int, int]],
+        on_block: Callable[[int, int], None],
+    ) -> None:
+        self._memory = memory
+        self._cpuid = cpuid
+        self._uc = uc = Uc(UC_ARCH_X86, UC_MODE_64, UC_CPU_X86_EPYC_ROME)
+        uc.ctl_set_tcg_buffer_size(TRANSLATION_CACHE)
+        uc.ctl_exits_enabled(True)  # without any, so that no address ends the emulation
+        self._pages, address = host_pages(_PAGES)
+        uc.mem_map_ptr(END, _PAGES, UC_PROT_ALL, address)
+        self._mapped: list[tuple[int, int]] = []
+        self._version = -1
+        self._hooks: list[int] = []
+        self._counter: ctypes.Array[ctypes.c_size_t] | None = None
+        self.intno = -1
+        self.port: PortAccess | None = None
+        self.log: list[MmioAccess] = []
+        self._position = 0  # in the log, of the access that comes next
+        self._pieces = 0  # bytes in which Unicorn still performs an unaligned write
+        self._stopping = False
+        self.instructions = 0
+        self.problem = ""
+        self.context = Context(uc)
+        self._find_counter()
+        self._enter_guest_mode(native_msrs)
+        state.reset(self.context)
+        self._add_hooks(on_block)
+
+    def close(self) -> None:
+        """Let go of everything. Not while it runs."""
+        for hook in self._hooks:
+            self._uc.hook_del(hook)
+        self._hooks.clear()
+        for start, size in self._mapped:
+            self._uc.mem_unmap(start, size)
+        self._mapped.clear()
+
+    # --- how it starts
+
+    def _find_counter(self) -> None:
+        # Unicorn counts the instructions of a slice, but tells nobody. The count and its limit are neighbors
+        # in the engine's record.
+        self._pages[_CODE : _CODE + 2] = b"\xeb\xfe"  # jmp .
+        self._uc.emu_start(END + _CODE, 0, count=_MARK)
+        address = self._uc._uch.value  # noqa: SLF001
+        word = ctypes.sizeof(ctypes.c_size_t)
+        for at in range(address, address + 0x2000, word):
+            pair = (ctypes.c_size_t * 2).from_address(at)
+            if tuple(pair) == (_MARK + 1, _MARK):
+                self._counter = pair
+                return
+        raise Unsupported(
+            "this version of Unicorn keeps its instruction counter elsewhere",
+            subject="Unicorn",
+            remedy="use unicorn 2.1.4",
+        )
+
+    def _enter_guest_mode(self, native_msrs: frozenset[int]) -> None:
+        pages, context = self._pages, self.context
+        exceptions = 0xFFFFFFFF
+        struct.pack_into("<4HIQ", pages, _VMCB, 0, 1 << 8, 0, 1 << 5 | 1 << 7, exceptions, _INTERCEPTS)
+        struct.pack_into("<Q", pages, _VMCB_MSRPM_BASE, END + _MSRPM)
+        # The virtual interrupt stays pending for good; HF2_GIF decides whether it is looked at. CR8 is v_tpr.
+        struct.pack_into("<I", pages, _VMCB_INT_CTL, _V_IRQ | _V_INTR_MASKING)
+        self.set_native_msrs(native_msrs)
+        for number, attributes in ((c.ES, 0x93), (c.CS, 0x9B), (c.SS, 0x93), (c.DS, 0x93)):
+            struct.pack_into("<HHIQ", pages, _VMCB_SAVE + 16 * number, 0, attributes, 0xFFFF, 0)
+        # CR4, CR3, CR0, DR7, DR6, RFLAGS and RIP; in real mode, at an HLT.
+        struct.pack_into("<7Q", pages, _VMCB_SAVE + 328, 0, 0, state.CR0_RESET, 0x400, 0xFFFF0FF0, 2, 0)
+        pages[_CODE : _CODE + 3] = _VMRUN
+        self._uc.ctl_flush_tb()
+        context.set_register(c.RAX, END + _VMCB)
+        context.hflags |= c.HF_SVME
+        context.restore()
+        # Until here nothing is mapped at 0, where the VMCB's CS:RIP points: the host saves its state there.
+        low, address = host_pages(_PAGES)
+        low[0:1] = _HLT
+        self._uc.mem_map_ptr(0, _PAGES, UC_PROT_ALL, address)
+        low[0x800:0x801] = _HLT
+        struct.pack_into("<Q", pages, _VMCB_SAVE + 376, 0x800)
+        self._uc.emu_start(END + _CODE, 0, count=10)
+        self._uc.mem_unmap(0, _PAGES)
+        context.save()
+        expected = (0x801, END + _VMCB, _INTERCEPTS, exceptions, state.CR0_RESET, 0xFFFF, 0)
+        found = (
+            context.rip, context.vm_vmcb, context.intercept, context.intercept_exceptions, context.cr(0),
+            context.segment(c.CS)[2], context.efer,
+        )  # fmt: skip
+        if found != expected or not context.hflags & c.HF_GUEST or not context.hflags2 & c.HF2_VINTR:
+            raise Unsupported(
+                f"this version of Unicorn does not virtualize as expected: {found}",
+                subject="Unicorn",
+                remedy="use unicorn 2.1.4",
+            )
+        context.hflags2 &= ~c.HF2_GIF
+
+    def set_native_msrs(self, native: frozenset[int]) -> None:
+        """Let the emulator keep these MSRs by itself, and no others."""
+        bitmap = bytearray(b"\xff" * 0x1800)  # two bits an MSR: intercept reads, intercept writes
+        for first, offset in _MSRPM_RANGES:
+            for index in native:
+                if 0 <= (number := index - first) < 8192:
+                    bitmap[offset + number // 4] &= ~(3 << number % 4 * 2)
+        self._pages[_MSRPM : _MSRPM + len(bitmap)] = bitmap
+
+    def _add_hooks(self, on_block: Callable[[int, int], None]) -> None:
+        uc = self._uc
+        self._hooks = [
+            uc.hook_add(UC_HOOK_INTR, self._on_interrupt),
+            uc.hook_add(UC_HOOK_INSN, self._on_in, aux1=UC_X86_INS_IN),
+            uc.hook_add(UC_HOOK_INSN, self._on_out, aux1=UC_X86_INS_OUT),
+            uc.hook_add(UC_HOOK_INSN, self._on_cpuid, aux1=UC_X86_INS_CPUID),
+            uc.hook_add(UC_HOOK_MEM_READ_PROT, self._on_read),
+            uc.hook_add(UC_HOOK_MEM_WRITE_PROT, self._on_write),
+            uc.hook_add(UC_HOOK_EDGE_GENERATED, lambda uc, block, previous, data: on_block(block.pc, block.size)),
+        ]
+
+    def map_memory(self) -> None:
+        """Show the guest the memory as it is now, and MMIO everywhere else."""
+        if self._version == self._memory.version:
+            return
+        self._version = self._memory.version
+        for start, size in self._mapped:
+            self._uc.mem_unmap(start, size)
+        self._mapped.clear()
+        for region in self._memory.regions:
+            self._uc.mem_map_ptr(region.start, len(region.memory), UC_PROT_ALL, region.host_address)
+            self._mapped.append((region.start, len(region.memory)))
+        for start, size in self._memory.holes():
+            self._uc.mmio_map(start, size, self._mmio_read, start, self._mmio_write, None)
+            self._uc.mem_protect(start, size, UC_PROT_NONE)  # so that the two hooks below are asked first
+            self._mapped.append((start, size))
+        self.forget_translations()
+
+    def forget_addresses(self) -> None:
+        """Control registers have changed, and with them what addresses mean."""
+        self._uc.ctl(UC_CTL_TLB_FLUSH, UC_CTL_IO_WRITE)
+
+    def forget_translations(self) -> None:
+        """Guest code has changed behind the engine's back."""
+        self._uc.ctl_flush_tb()
+        self.forget_addresses()
+
+    # --- running
+
+    def run(self, count: int) -> Stop:
+        """Execute up to `count` instructions."""
+        context, counter = self.context, self._counter
+        assert counter is not None
+        self.intno = -1
+        self.port = None
+        self._position = 0
+        self._pieces = 0
+        self._stopping = False
+        if context.changed:
+            context.restore()
+        failure = None
+        try:
+            self._uc.emu_start(context.rip, 0, count=count)
+        except UcError as error:
+            failure = error
+        context.save()
+        done = min(counter[0], count)
+        self.instructions += done
+        if self.port is not None:
+            return Stop.PORT
+        if self.intno >= 0:
+            return Stop.EVENT
+        if any(not access.reported for access in self.log):
+            return Stop.MMIO
+        if failure is not None:
+            self.problem = str(failure)
+            return Stop.FAILED
+        return Stop.SLICE if counter[0] > count else Stop.HALT
+
+    @property
+    def fault_address(self) -> int:
+        """Linear address of the last page fault."""
+        value: int = struct.unpack_from("<Q", self._pages, _VMCB_EXIT_INFO_2)[0]
+        return value
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._uc.emu_stop()
+
+    def _on_interrupt(self, uc: Uc, intno: int, data: object) -> None:
+        context = self.context
+        if context.hflags2 & c.HF2_GIF or intno < _EXIT:
+            # Else the emulator would look for the interrupt again before it looks for our stop; and it never
+            # forgets that the last one was a software interrupt.
+            context.save()
+            context.hflags2 &= ~c.HF2_GIF
+            context.exception_is_int = 0
+            context.restore()
+        if not self._stopping:
+            self.intno = intno
+            self._stop()
+
+    def _on_in(self, uc: Uc, port: int, size: int, data: object) -> int:
+        self.context.save()
+        self.port = PortAccess(port, size, 0, False, self.context.registers)
+        self._stop()
+        return 0
+
+    def _on_out(self, uc: Uc, port: int, size: int, value: int, data: object) -> None:
+        self.context.save()
+        self.port = PortAccess(port, size, value, True, self.context.registers)
+        self._stop()
+
+    def _on_cpuid(self, uc: Uc, data: object) -> int:
+        leaf, subleaf = uc.reg_read(UC_X86_REG_RAX), uc.reg_read(UC_X86_REG_RCX)
+        answer = self._cpuid(leaf & 0xFFFFFFFF, subleaf & 0xFFFFFFFF)
+        for register, value in zip(_CPUID_RESULT, answer, strict=True):
+            uc.reg_write(register, value)
+        return 1  # it is done
+
+    # --- MMIO
+
+    def _replayed(self, address: int, size: int, is_write: bool) -> MmioAccess | None:
+        """The access of the log that comes now, if it is this one; else forget what the log has from here on."""
+        if self._position < len(self.log):
+            access = self.log[self._position]
+            if (access.address, len(access.data), access.is_write) == (address, size, is_write):
+                self._position += 1
+                return access
+            del self.log[self._position :]
+        return None
+
+    def _on_read(self, uc: Uc, kind: int, address: int, size: int, value: int, data: object) -> bool:
+        if self._replayed(address, size, False):
+            return True  # _mmio_read gives what the log has
+        self.log.append(MmioAccess(address, bytearray(size), False))
+        return False  # abandons the instruction
+
+    def _on_write(self, uc: Uc, kind: int, address: int, size: int, value: int, data: object) -> bool:
+        if size == 1 and self._pieces:  # of the write that was recorded just now
+            self._pieces -= 1
+            return True
+        self._pieces = size if address % size else 0
+        if not self._replayed(address, size, True):
+            written = bytearray((value & (1 << 8 * size) - 1).to_bytes(size, "little"))
+            self.log.append(MmioAccess(address, written, True))
+            self._position += 1
+            self._stop()
+        return True
+
+    def _mmio_read(self, uc: Uc, offset: int, size: int, start: int) -> int:
+        # A piece of the read that _on_read has let pass; all ones for what never came there: a page table in MMIO,
+        # or what lies beyond the end of memory of a read that starts before it.
+        if not 0 < self._position <= len(self.log) or (access := self.log[self._position - 1]).is_write:
+            return (1 << 8 * size) - 1
+        at = start + offset - access.address
+        return sum(
+            (access.data[at + number] if 0 <= at + number < len(access.data) else 0xFF) << 8 * number
+            for number in range(size)
+        )
+
+    def _mmio_write(self, uc: Uc, offset: int, size: int, value: int, data: object) -> None:
+        """Nothing is left to do: _on_write has it."""
+
+
+_CPUID_RESULT = (UC_X86_REG_RAX, UC_X86_REG_RBX, UC_X86_REG_RCX, UC_X86_REG_RDX)

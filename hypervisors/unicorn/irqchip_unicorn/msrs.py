@@ -1,0 +1,119 @@
+"""Model-specific registers: which the emulator keeps by itself, which are kept here, and what they accept.
+
+Whatever is in neither list raises #GP, as on hardware. Intel SDM vol. 4; AMD64 Manual vol. 2, appendix A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from irqchip_unicorn import state
+from irqchip_unicorn.context import Context
+from irqchip_unicorn.delivery import GP
+from irqchip_unicorn.paging import GuestFault
+
+TSC, APIC_BASE, FEATURE_CONTROL, MICROCODE, MTRRCAP, MISC_ENABLE, PAT = 0x10, 0x1B, 0x3A, 0x8B, 0xFE, 0x1A0, 0x277
+MTRR_DEF_TYPE = 0x2FF
+EFER, TSC_AUX = 0xC0000080, 0xC0000103
+
+APIC_BASE_ADDRESS = 0xFEE00000
+APIC_BASE_BSP, APIC_BASE_EXTD, APIC_BASE_ENABLE = 1 << 8, 1 << 10, 1 << 11
+_PHYSICAL_ADDRESS = (1 << 40) - 1
+
+_NATIVE = frozenset(
+    {
+        0x174, 0x175, 0x176,  # SYSENTER_CS, _ESP, _EIP
+        0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084,  # STAR, LSTAR, CSTAR, SFMASK
+        0xC0000100, 0xC0000101, 0xC0000102,  # FS base, GS base, KERNEL_GS_BASE
+    }
+)  # fmt: skip
+_MTRRS = (*range(0x200, 0x210), 0x250, 0x258, 0x259, *range(0x268, 0x270), MTRR_DEF_TYPE)
+_READ_ONLY = {FEATURE_CONTROL: 1, MICROCODE: 0, MTRRCAP: 0x508}  # locked; 8 variable MTRRs, fixed ones, WC
+_EFER_WRITABLE = 1 | state.EFER_LME | state.EFER_NXE  # the first: SCE
+
+
+def native(elsewhere: Iterable[range]) -> frozenset[int]:
+    """The MSRs that the emulator keeps by itself, where the VMM wants those in `elsewhere`."""
+    ranges = tuple(elsewhere)
+    return frozenset(index for index in _NATIVE if not any(index in msrs for msrs in ranges))
+
+
+class Msrs:
+    """The MSRs of one vCPU that are kept here.
+
+    Args:
+        context: Of its engine.
+        vcpu_id: The first vCPU is the bootstrap processor.
+        tsc: The time-stamp counter that all vCPUs share.
+        has_x2apic: Whether the guest's CPUID says so now.
+
+    Attributes:
+        apic_base: IA32_APIC_BASE.
+    """
+
+    def __init__(
+        self, context: Context, vcpu_id: int, tsc: Callable[[], int], has_x2apic: Callable[[], bool]
+    ) -> None:
+        self._context = context
+        self._tsc = tsc
+        self._tsc_offset = 0
+        self._has_x2apic = has_x2apic
+        self._stored = dict.fromkeys(_MTRRS, 0) | {TSC_AUX: 0, MISC_ENABLE: 1, PAT: 0x0007040600070406}
+        self.apic_base = APIC_BASE_ADDRESS | APIC_BASE_ENABLE | (APIC_BASE_BSP if vcpu_id == 0 else 0)
+
+    def tsc(self) -> int:
+        """The time-stamp counter of this vCPU."""
+        return self._tsc() + self._tsc_offset & (1 << 64) - 1
+
+    def tsc_aux(self) -> int:
+        return self._stored[TSC_AUX]
+
+    def read(self, index: int) -> int:
+        """What RDMSR gives. Raises `GuestFault`."""
+        if index == TSC:
+            return self.tsc()
+        if index == APIC_BASE:
+            return self.apic_base
+        if index == EFER:
+            return self._context.efer
+        value = self._stored.get(index, _READ_ONLY.get(index))
+        if value is None:
+            raise GuestFault(GP, 0)
+        return value
+
+    def write(self, index: int, value: int) -> None:
+        """What WRMSR does. Raises `GuestFault`."""
+        if index == TSC:
+            self._tsc_offset = value - self._tsc()
+        elif index == APIC_BASE:
+            self._write_apic_base(value)
+        elif index == EFER:
+            self._write_efer(value)
+        elif index in self._stored:
+            if index == TSC_AUX and value >> 32:
+                raise GuestFault(GP, 0)
+            self._stored[index] = value
+        else:
+            raise GuestFault(GP, 0)
+
+    def _write_apic_base(self, value: int) -> None:
+        # Intel SDM vol. 3, 12.12.5 (10.12.5): between the modes only along the arrows of the figure.
+        modes = APIC_BASE_ENABLE | APIC_BASE_EXTD
+        old, new = self.apic_base & modes, value & modes
+        allowed = _PHYSICAL_ADDRESS & ~0xFFF | modes | APIC_BASE_BSP
+        if (
+            value & ~allowed
+            or new == APIC_BASE_EXTD
+            or (new & APIC_BASE_EXTD and (old == 0 or not self._has_x2apic()))
+            or (old == modes and new == APIC_BASE_ENABLE)
+        ):
+            raise GuestFault(GP, 0)
+        self.apic_base = value
+
+    def _write_efer(self, value: int) -> None:
+        context = self._context
+        old = context.efer
+        changes_lme = (value ^ old) & state.EFER_LME
+        if value & ~(_EFER_WRITABLE | state.EFER_LMA) or (changes_lme and context.cr(0) & state.CR0_PG):
+            raise GuestFault(GP, 0)
+        context.efer = value & _EFER_WRITABLE | old & state.EFER_LMA

@@ -1,0 +1,39 @@
+"""Offers Unicorn to irqchip as hypervisor `unicorn`. Imports the emulator only when it is asked something."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from irqchip_core.errors import IrqChipError
+from irqchip_core.hookspecs import Hypervisor, hookimpl
+
+if TYPE_CHECKING:
+    from irqchip_unicorn.vm import UnicornVm
+
+
+class UnicornHypervisor(Hypervisor):
+    """x86-64 in software, on any machine."""
+
+    name = "unicorn"
+    api_version = 1
+    summary = "Unicorn CPU emulator (x86-64 in software, any machine)"
+    rank = 50
+
+    def probe(self) -> str | None:
+        """None if VMs can be made here, else one sentence saying why not and what would help."""
+        try:
+            with self.create_vm() as vm:
+                vm.create_vcpu(0)
+        except IrqChipError as error:
+            return str(error)
+        return None
+
+    def create_vm(self) -> UnicornVm:
+        from irqchip_unicorn.vm import UnicornVm
+
+        return UnicornVm()
+
+
+@hookimpl
+def irqchip_hypervisor() -> Hypervisor:
+    return UnicornHypervisor()
