@@ -120,6 +120,12 @@ class Context:
         self._uc.context_restore(self._saved)
         self.changed = False
 
+    def take_over(self, other: Context) -> None:
+        """Become a copy of another engine's state."""
+        self.head[:] = other.head
+        self.tail[:] = other.tail
+        self.changed = True
+
     @property
     def registers(self) -> tuple[int, ...]:
         """The sixteen registers in the order of their encoding (RAX, RCX, RDX, RBX, RSP, ...), and RIP."""

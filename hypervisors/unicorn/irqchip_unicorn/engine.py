@@ -128,7 +128,7 @@ class Engine:
     """A Unicorn engine over guest memory, in real mode at the reset vector.
 
     Args:
-        memory: Guest memory. What is added later counts after `map_memory`.
+        memory: Guest memory. What is added later this engine does not know.
         native_msrs: MSRs that the emulator keeps by itself; all others stop it.
         cpuid: From (EAX, ECX) to (EAX, EBX, ECX, EDX).
         on_block: Called with linear address and size of each block of code that gets translated.
@@ -153,8 +153,7 @@ class Engine:
         uc.ctl_exits_enabled(True)  # without any, so that no address ends the emulation
         self._pages, address = host_pages(_PAGES)
         uc.mem_map_ptr(END, _PAGES, UC_PROT_ALL, address)
-        self._mapped: list[tuple[int, int]] = []
-        self._version = -1
+        self._regions = memory.regions
         self._hooks: list[int] = []
         self._counter: ctypes.Array[ctypes.c_size_t] | None = None
         self.intno = -1
@@ -163,11 +162,13 @@ class Engine:
         self._position = 0  # in the log, of the access that comes next
         self._pieces = 0  # bytes in which Unicorn still performs an unaligned write
         self._stopping = False
+        self._done = 0  # instructions of this slice when it was stopped
         self.instructions = 0
         self.problem = ""
         self.context = Context(uc)
         self._find_counter()
         self._enter_guest_mode(native_msrs)
+        self._map_memory()
         state.reset(self.context)
         self._add_hooks(on_block)
 
@@ -176,9 +177,10 @@ class Engine:
         for hook in self._hooks:
             self._uc.hook_del(hook)
         self._hooks.clear()
-        for start, size in self._mapped:
-            self._uc.mem_unmap(start, size)
-        self._mapped.clear()
+        # Regions are left mapped: to unmap one takes Unicorn a step for each page, and holes are large. Its binding
+        # keeps a cycle with the callbacks of MMIO, which would leave the emulator to the garbage collector.
+        getattr(self._uc, "_mmio_callbacks", {}).clear()
+        del self._uc
 
     # --- how it starts
 
@@ -260,22 +262,17 @@ class Engine:
             uc.hook_add(UC_HOOK_EDGE_GENERATED, lambda uc, block, previous, data: on_block(block.pc, block.size)),
         ]
 
-    def map_memory(self) -> None:
-        """Show the guest the memory as it is now, and MMIO everywhere else."""
-        if self._version == self._memory.version:
-            return
-        self._version = self._memory.version
-        for start, size in self._mapped:
-            self._uc.mem_unmap(start, size)
-        self._mapped.clear()
-        for region in self._memory.regions:
+    def _map_memory(self) -> None:
+        for region in self._regions:
             self._uc.mem_map_ptr(region.start, len(region.memory), UC_PROT_ALL, region.host_address)
-            self._mapped.append((region.start, len(region.memory)))
         for start, size in self._memory.holes():
             self._uc.mmio_map(start, size, self._mmio_read, start, self._mmio_write, None)
             self._uc.mem_protect(start, size, UC_PROT_NONE)  # so that the two hooks below are asked first
-            self._mapped.append((start, size))
-        self.forget_translations()
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether memory was added since."""
+        return self._regions is not self._memory.regions
 
     def forget_addresses(self) -> None:
         """Control registers have changed, and with them what addresses mean."""
@@ -305,8 +302,7 @@ class Engine:
         except UcError as error:
             failure = error
         context.save()
-        done = min(counter[0], count)
-        self.instructions += done
+        self.instructions += self._done if self._stopping else self._executed()
         if self.port is not None:
             return Stop.PORT
         if self.intno >= 0:
@@ -318,15 +314,26 @@ class Engine:
             return Stop.FAILED
         return Stop.SLICE if counter[0] > count else Stop.HALT
 
+    def _executed(self) -> int:
+        counter = self._counter
+        assert counter is not None
+        return min(counter[0], counter[1])
+
     @property
     def fault_address(self) -> int:
         """Linear address of the last page fault."""
         value: int = struct.unpack_from("<Q", self._pages, _VMCB_EXIT_INFO_2)[0]
         return value
 
-    def _stop(self) -> None:
-        self._stopping = True
-        self._uc.emu_stop()
+    def _stop_after_instruction(self) -> None:
+        # Not by emu_stop, which forgets to update RIP where one translated block leads directly to the next. When
+        # the slice is used up Unicorn stops at the start of an instruction, and is right about where it is.
+        counter = self._counter
+        assert counter is not None
+        if not self._stopping:
+            self._stopping = True
+            self._done = counter[0]
+            counter[0] = counter[1]
 
     def _on_interrupt(self, uc: Uc, intno: int, data: object) -> None:
         context = self.context
@@ -337,20 +344,22 @@ class Engine:
             context.hflags2 &= ~c.HF2_GIF
             context.exception_is_int = 0
             context.restore()
-        if not self._stopping:
+        if not self._stopping:  # else it comes again
+            self._stopping = True
+            self._done = self._executed()
             self.intno = intno
-            self._stop()
+        uc.emu_stop()
 
     def _on_in(self, uc: Uc, port: int, size: int, data: object) -> int:
         self.context.save()
         self.port = PortAccess(port, size, 0, False, self.context.registers)
-        self._stop()
+        self._stop_after_instruction()
         return 0
 
     def _on_out(self, uc: Uc, port: int, size: int, value: int, data: object) -> None:
         self.context.save()
         self.port = PortAccess(port, size, value, True, self.context.registers)
-        self._stop()
+        self._stop_after_instruction()
 
     def _on_cpuid(self, uc: Uc, data: object) -> int:
         leaf, subleaf = uc.reg_read(UC_X86_REG_RAX), uc.reg_read(UC_X86_REG_RCX)
@@ -386,7 +395,7 @@ class Engine:
             written = bytearray((value & (1 << 8 * size) - 1).to_bytes(size, "little"))
             self.log.append(MmioAccess(address, written, True))
             self._position += 1
-            self._stop()
+            self._stop_after_instruction()
         return True
 
     def _mmio_read(self, uc: Uc, offset: int, size: int, start: int) -> int:

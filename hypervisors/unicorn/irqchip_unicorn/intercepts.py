@@ -73,10 +73,10 @@ class Intercepts:
         """RDMSR or WRMSR of an MSR that is kept in `msrs`."""
         index, value = self.msr
         if is_write:
-            self._msrs.write(index, value)
+            self._msrs.write(self._context, index, value)
             self.complete_msr(None)
         else:
-            self.complete_msr(self._msrs.read(index))
+            self.complete_msr(self._msrs.read(self._context, index))
 
     def complete_msr(self, value: int | None) -> None:
         """RDMSR gives `value`; None for WRMSR."""

@@ -48,15 +48,14 @@ _start = attrgetter("start")
 
 
 class GuestMemory:
-    """All regions of a VM, ordered by address.
+    """All regions of a VM.
 
     Attributes:
-        version: Grows with each region added.
+        regions: By address; another tuple after each addition.
     """
 
     def __init__(self) -> None:
         self.regions: tuple[Region, ...] = ()
-        self.version = 0
 
     def add(self, start: int, size: int) -> memoryview:
         """Add a region; see `irqchip_core.vcpu.Vm.map_memory`."""
@@ -77,7 +76,6 @@ class GuestMemory:
                 )
         region = Region(start, *host_pages(size))
         self.regions = tuple(sorted((*self.regions, region), key=_start))
-        self.version += 1
         return region.memory
 
     def holes(self) -> list[tuple[int, int]]:

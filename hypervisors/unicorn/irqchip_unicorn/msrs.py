@@ -42,7 +42,6 @@ class Msrs:
     """The MSRs of one vCPU that are kept here.
 
     Args:
-        context: Of its engine.
         vcpu_id: The first vCPU is the bootstrap processor.
         tsc: The time-stamp counter that all vCPUs share.
         has_x2apic: Whether the guest's CPUID says so now.
@@ -51,10 +50,7 @@ class Msrs:
         apic_base: IA32_APIC_BASE.
     """
 
-    def __init__(
-        self, context: Context, vcpu_id: int, tsc: Callable[[], int], has_x2apic: Callable[[], bool]
-    ) -> None:
-        self._context = context
+    def __init__(self, vcpu_id: int, tsc: Callable[[], int], has_x2apic: Callable[[], bool]) -> None:
         self._tsc = tsc
         self._tsc_offset = 0
         self._has_x2apic = has_x2apic
@@ -68,27 +64,27 @@ class Msrs:
     def tsc_aux(self) -> int:
         return self._stored[TSC_AUX]
 
-    def read(self, index: int) -> int:
+    def read(self, context: Context, index: int) -> int:
         """What RDMSR gives. Raises `GuestFault`."""
         if index == TSC:
             return self.tsc()
         if index == APIC_BASE:
             return self.apic_base
         if index == EFER:
-            return self._context.efer
+            return context.efer
         value = self._stored.get(index, _READ_ONLY.get(index))
         if value is None:
             raise GuestFault(GP, 0)
         return value
 
-    def write(self, index: int, value: int) -> None:
+    def write(self, context: Context, index: int, value: int) -> None:
         """What WRMSR does. Raises `GuestFault`."""
         if index == TSC:
             self._tsc_offset = value - self._tsc()
         elif index == APIC_BASE:
             self._write_apic_base(value)
         elif index == EFER:
-            self._write_efer(value)
+            _write_efer(context, value)
         elif index in self._stored:
             if index == TSC_AUX and value >> 32:
                 raise GuestFault(GP, 0)
@@ -110,10 +106,10 @@ class Msrs:
             raise GuestFault(GP, 0)
         self.apic_base = value
 
-    def _write_efer(self, value: int) -> None:
-        context = self._context
-        old = context.efer
-        changes_lme = (value ^ old) & state.EFER_LME
-        if value & ~(_EFER_WRITABLE | state.EFER_LMA) or (changes_lme and context.cr(0) & state.CR0_PG):
-            raise GuestFault(GP, 0)
-        context.efer = value & _EFER_WRITABLE | old & state.EFER_LMA
+
+def _write_efer(context: Context, value: int) -> None:
+    old = context.efer
+    changes_lme = (value ^ old) & state.EFER_LME
+    if value & ~(_EFER_WRITABLE | state.EFER_LMA) or (changes_lme and context.cr(0) & state.CR0_PG):
+        raise GuestFault(GP, 0)
+    context.efer = value & _EFER_WRITABLE | old & state.EFER_LMA

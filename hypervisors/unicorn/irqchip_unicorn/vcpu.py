@@ -66,12 +66,8 @@ class UnicornVcpu:
         self._cpuid = Cpuid()
         self._cpuid.set(supported())
         self._msr_exits = vm.msr_exits
-        self._engine = Engine(vm.memory, native(self._msr_exits), self._answer_cpuid, self._on_block)
-        self._context = self._engine.context
-        self._paging = Paging(self._context, vm.memory)
-        self._delivery = Delivery(self._context, self._paging)
-        self._msrs = Msrs(self._context, vcpu_id, vm.clock, self._cpuid.has_x2apic)
-        self._intercepts = Intercepts(self._context, self._paging, self._msrs)
+        self._msrs = Msrs(vcpu_id, vm.clock, self._cpuid.has_x2apic)
+        self._set_engine(self._new_engine())
         self._running = threading.Lock()
         self._closed = self._released = False
         self._kicked = False
@@ -81,6 +77,16 @@ class UnicornVcpu:
         self._nmi_blocked = False
         self._port: tuple[PortAccess, bytearray] | None = None  # a read whose answer is to come
         self._msr: tuple[MsrExit, int | None] | None = None  # likewise; None raises #GP
+
+    def _new_engine(self) -> Engine:
+        return Engine(self._vm.memory, native(self._msr_exits), self._answer_cpuid, self._on_block)
+
+    def _set_engine(self, engine: Engine) -> None:
+        self._engine = engine
+        self._context = engine.context
+        self._paging = Paging(self._context, self._vm.memory)
+        self._delivery = Delivery(self._context, self._paging)
+        self._intercepts = Intercepts(self._context, self._paging, self._msrs)
 
     @property
     def id(self) -> int:
@@ -254,12 +260,21 @@ class UnicornVcpu:
 
     def _look_around(self) -> None:
         """See what others have changed since the last slice."""
-        self._engine.map_memory()
+        if self._engine.is_outdated:
+            self._replace_engine()
         if self._code.changed():
             self._engine.forget_translations()
         if self._msr_exits is not self._vm.msr_exits:
             self._msr_exits = self._vm.msr_exits
             self._engine.set_native_msrs(native(self._msr_exits))
+
+    def _replace_engine(self) -> None:
+        old, engine = self._engine, self._new_engine()
+        engine.context.take_over(old.context)
+        engine.instructions = old.instructions
+        self._code.forget()
+        self._set_engine(engine)
+        old.close()
 
     def _after(self, stop: Stop) -> Exit | None:
         """What the engine's stop means."""
