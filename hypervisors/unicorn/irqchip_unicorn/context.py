@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from typing import Any
 
-from unicorn import Uc
 from unicorn.x86_const import UC_X86_REG_DR0, UC_X86_REG_RAX
 
 from irqchip_core.errors import Unsupported
@@ -87,7 +87,7 @@ class Context:
     intercept_exceptions = _Field("<I", 152, tail=True)
     v_tpr = _Field("<B", 172, tail=True)
 
-    def __init__(self, uc: Uc) -> None:
+    def __init__(self, uc: Any) -> None:
         self._uc = uc
         # Where the record and its tail start is found by what is put there: it depends on the platform's pointers.
         registers = range(0x1234567800000000, 0x1234567800000004)
@@ -163,7 +163,7 @@ class Context:
 
     def segment(self, number: int) -> tuple[int, int, int, int]:
         """Selector, base, limit in bytes, and the flags as in the high half of a descriptor."""
-        return _SEGMENT.unpack_from(self.head, _SEGMENTS_AT + _SEGMENT_SIZE * number)  # type: ignore[return-value]
+        return _SEGMENT.unpack_from(self.head, _SEGMENTS_AT + _SEGMENT_SIZE * number)
 
     def set_segment(self, number: int, selector: int, base: int, limit: int, flags: int) -> None:
         """Set what a segment register holds; `update_hflags` must follow for CS, DS, ES and SS."""

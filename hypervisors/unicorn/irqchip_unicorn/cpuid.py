@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from unicorn import Uc
 from unicorn.unicorn_const import UC_ARCH_X86, UC_MODE_64
 from unicorn.x86_const import (
     UC_CPU_X86_EPYC_ROME,
@@ -16,6 +15,7 @@ from unicorn.x86_const import (
 )
 
 from irqchip_core.x86.registers import CpuidEntry
+from irqchip_unicorn.emulator import open_engine
 
 _CODE = 0x1000
 _SUBLEAVES = {0x4: 4, 0x7: 1, 0xD: 3}
@@ -33,7 +33,7 @@ APIC = 1 << 9  # leaf 1, EDX
 
 @functools.cache
 def _answers() -> tuple[tuple[int, int, int, int, int, int], ...]:
-    uc = Uc(UC_ARCH_X86, UC_MODE_64, UC_CPU_X86_EPYC_ROME)
+    uc = open_engine(UC_ARCH_X86, UC_MODE_64, UC_CPU_X86_EPYC_ROME)
     uc.mem_map(_CODE, 0x1000)
     uc.mem_write(_CODE, b"\x0f\xa2")  # cpuid
     registers = (UC_X86_REG_RAX, UC_X86_REG_RBX, UC_X86_REG_RCX, UC_X86_REG_RDX)

@@ -20,15 +20,17 @@ _FAULTS = frozenset(range(20)) - {DB, NMI, BP, OF, DF, 9, 18}  # those that retu
 _EXT = 1  # of an error code: the event came from outside of the program
 _IN_IDT = 2
 _TASK_GATE, _INTERRUPT_GATE_16, _TRAP_GATE_16, _INTERRUPT_GATE, _TRAP_GATE = 5, 6, 7, 14, 15
+_GATES_64 = frozenset({_INTERRUPT_GATE, _TRAP_GATE})
+_GATES = _GATES_64 | {_TASK_GATE, _INTERRUPT_GATE_16, _TRAP_GATE_16}
 _M32 = 0xFFFFFFFF
 _CLEARED = state.TF | state.VM | state.RF | state.NT
 
 
-class TripleFault(Exception):  # noqa: N818
+class TripleFault(Exception):
     """An exception while a double fault is delivered."""
 
 
-class TaskGate(Exception):  # noqa: N818
+class TaskGate(Exception):
     """The IDT wants a task switch, which is not emulated here."""
 
 
@@ -105,7 +107,7 @@ class Delivery:
         if 4 * vector + 3 > idt_limit:
             raise GuestFault(GP)
         target = paging.read(idt_base + 4 * vector, 4)
-        selector, base, limit, flags = context.segment(c.CS)
+        selector, _, limit, flags = context.segment(c.CS)
         _, stack, _, _ = context.segment(c.SS)
         rsp = context.register(c.RSP)
         sp = rsp
@@ -127,10 +129,7 @@ class Delivery:
             raise GuestFault(GP, error_code)
         gate = self._paging.read(base + size * vector, size)
         kind = gate >> 40 & 31
-        known = (_INTERRUPT_GATE, _TRAP_GATE)
-        if size == 8:
-            known += (_TASK_GATE, _INTERRUPT_GATE_16, _TRAP_GATE_16)
-        if kind not in known or (length and gate >> 45 & 3 < state.cpl(context)):
+        if kind not in (_GATES_64 if size == 16 else _GATES) or (length and gate >> 45 & 3 < state.cpl(context)):
             raise GuestFault(GP, error_code)
         if not gate >> 47 & 1:
             raise GuestFault(NP, error_code)
@@ -269,11 +268,7 @@ class Delivery:
         for value in values:
             sp = rsp - width & mask
             last = sp + width - 1
-            if flags & state.DESC_EXPAND_DOWN:
-                outside = sp <= limit or last > mask
-            else:
-                outside = last > limit
-            if outside:
+            if (sp <= limit or last > mask) if flags & state.DESC_EXPAND_DOWN else last > limit:
                 raise GuestFault(SS, error_code)
             self._paging.write(base + sp & _M32, width, value & (1 << 8 * width) - 1, user=user)
             rsp = rsp & ~mask | sp

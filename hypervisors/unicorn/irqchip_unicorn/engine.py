@@ -21,9 +21,9 @@ import ctypes
 import struct
 from collections.abc import Callable
 from enum import Enum, auto
+from typing import Any
 
 from attrs import define
-from unicorn import Uc, UcError
 from unicorn.unicorn_const import (
     UC_ARCH_X86,
     UC_CTL_IO_WRITE,
@@ -48,10 +48,11 @@ from unicorn.x86_const import (
     UC_X86_REG_RDX,
 )
 
-from irqchip_core.errors import HypervisorError, Unsupported
+from irqchip_core.errors import Unsupported
 from irqchip_unicorn import context as c
 from irqchip_unicorn import state
 from irqchip_unicorn.context import Context
+from irqchip_unicorn.emulator import UcError, open_engine
 from irqchip_unicorn.memory import END, GuestMemory, host_pages
 
 TRANSLATION_CACHE = 32 << 20
@@ -148,7 +149,7 @@ class Engine:
     ) -> None:
         self._memory = memory
         self._cpuid = cpuid
-        self._uc = uc = Uc(UC_ARCH_X86, UC_MODE_64, UC_CPU_X86_EPYC_ROME)
+        self._uc = uc = open_engine(UC_ARCH_X86, UC_MODE_64, UC_CPU_X86_EPYC_ROME)
         uc.ctl_set_tcg_buffer_size(TRANSLATION_CACHE)
         uc.ctl_exits_enabled(True)  # without any, so that no address ends the emulation
         self._pages, address = host_pages(_PAGES)
@@ -189,7 +190,7 @@ class Engine:
         # in the engine's record.
         self._pages[_CODE : _CODE + 2] = b"\xeb\xfe"  # jmp .
         self._uc.emu_start(END + _CODE, 0, count=_MARK)
-        address = self._uc._uch.value  # noqa: SLF001
+        address = self._uc._uch.value
         word = ctypes.sizeof(ctypes.c_size_t)
         for at in range(address, address + 0x2000, word):
             pair = (ctypes.c_size_t * 2).from_address(at)
@@ -335,7 +336,7 @@ class Engine:
             self._done = counter[0]
             counter[0] = counter[1]
 
-    def _on_interrupt(self, uc: Uc, intno: int, data: object) -> None:
+    def _on_interrupt(self, uc: Any, intno: int, data: object) -> None:
         context = self.context
         if context.hflags2 & c.HF2_GIF or intno < _EXIT:
             # Else the emulator would look for the interrupt again before it looks for our stop; and it never
@@ -350,18 +351,18 @@ class Engine:
             self.intno = intno
         uc.emu_stop()
 
-    def _on_in(self, uc: Uc, port: int, size: int, data: object) -> int:
+    def _on_in(self, uc: Any, port: int, size: int, data: object) -> int:
         self.context.save()
         self.port = PortAccess(port, size, 0, False, self.context.registers)
         self._stop_after_instruction()
         return 0
 
-    def _on_out(self, uc: Uc, port: int, size: int, value: int, data: object) -> None:
+    def _on_out(self, uc: Any, port: int, size: int, value: int, data: object) -> None:
         self.context.save()
         self.port = PortAccess(port, size, value, True, self.context.registers)
         self._stop_after_instruction()
 
-    def _on_cpuid(self, uc: Uc, data: object) -> int:
+    def _on_cpuid(self, uc: Any, data: object) -> int:
         leaf, subleaf = uc.reg_read(UC_X86_REG_RAX), uc.reg_read(UC_X86_REG_RCX)
         answer = self._cpuid(leaf & 0xFFFFFFFF, subleaf & 0xFFFFFFFF)
         for register, value in zip(_CPUID_RESULT, answer, strict=True):
@@ -380,13 +381,13 @@ class Engine:
             del self.log[self._position :]
         return None
 
-    def _on_read(self, uc: Uc, kind: int, address: int, size: int, value: int, data: object) -> bool:
+    def _on_read(self, uc: Any, kind: int, address: int, size: int, value: int, data: object) -> bool:
         if self._replayed(address, size, False):
             return True  # _mmio_read gives what the log has
         self.log.append(MmioAccess(address, bytearray(size), False))
         return False  # abandons the instruction
 
-    def _on_write(self, uc: Uc, kind: int, address: int, size: int, value: int, data: object) -> bool:
+    def _on_write(self, uc: Any, kind: int, address: int, size: int, value: int, data: object) -> bool:
         if size == 1 and self._pieces:  # of the write that was recorded just now
             self._pieces -= 1
             return True
@@ -398,7 +399,7 @@ class Engine:
             self._stop_after_instruction()
         return True
 
-    def _mmio_read(self, uc: Uc, offset: int, size: int, start: int) -> int:
+    def _mmio_read(self, uc: Any, offset: int, size: int, start: int) -> int:
         # A piece of the read that _on_read has let pass; all ones for what never came there: a page table in MMIO,
         # or what lies beyond the end of memory of a read that starts before it.
         if not 0 < self._position <= len(self.log) or (access := self.log[self._position - 1]).is_write:
@@ -409,7 +410,7 @@ class Engine:
             for number in range(size)
         )
 
-    def _mmio_write(self, uc: Uc, offset: int, size: int, value: int, data: object) -> None:
+    def _mmio_write(self, uc: Any, offset: int, size: int, value: int, data: object) -> None:
         """Nothing is left to do: _on_write has it."""
 
 

@@ -22,7 +22,7 @@ _PREFIXES = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
 _ADDRESS_SIZE = 0x67
 _REX = range(0x40, 0x50)
 _REX_B = 1
-_INS = (0x6C, 0x6D)
+_INS = (b"\x6c", b"\x6d")
 _RDTSCP = b"\x0f\x01\xf9"
 _DR7_ENABLES = 0xFF
 _DR7_FIXED = 0x400
@@ -147,9 +147,9 @@ class Intercepts:
     def is_ins(self, access: PortAccess) -> bool:
         """Whether a read is one of INS."""
         code, at, _ = self._instruction(access.before[16])
-        return not access.is_write and code[at : at + 1] in (bytes((_INS[0],)), bytes((_INS[1],)))
+        return not access.is_write and code[at : at + 1] in _INS
 
-    def complete_in(self, access: PortAccess, answer: bytes) -> None:
+    def complete_in(self, access: PortAccess, answer: bytes | bytearray) -> None:
         """The answer to IN or INS."""
         context = self._context
         value = int.from_bytes(answer, "little")

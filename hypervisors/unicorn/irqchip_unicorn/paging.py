@@ -21,7 +21,7 @@ _PHYSICAL_BITS = 40
 _RESERVED_ADDRESS = _ADDRESS & ~((1 << _PHYSICAL_BITS) - 1)
 
 
-class GuestFault(Exception):  # noqa: N818
+class GuestFault(Exception):
     """The guest takes an exception.
 
     Attributes:
@@ -57,16 +57,10 @@ class Paging:
             GuestFault: A page fault.
         """
         context = self._context
-        cr0, cr4 = context.cr(0), context.cr(4)
+        cr0 = context.cr(0)
         if not cr0 & state.CR0_PG:
             return address & 0xFFFFFFFF
-        # Shift of each level's index, its bits, and whether an entry may map a page itself.
-        if context.efer & state.EFER_LMA:
-            levels, size = ((39, 9, False), (30, 9, True), (21, 9, True), (12, 9, False)), 8
-        elif cr4 & state.CR4_PAE:
-            levels, size = ((30, 2, False), (21, 9, True), (12, 9, False)), 8
-        else:
-            levels, size = ((22, 10, bool(cr4 & state.CR4_PSE)), (12, 10, False)), 4
+        levels, size = self._levels()
         code = (_WRITE if write else 0) | (_USER if user else 0)
         table = context.cr(3) & (_ADDRESS if len(levels) == 4 else 0xFFFFFFE0 if size == 8 else 0xFFFFF000)
         allowed, path = _RW | _US, []
@@ -82,7 +76,7 @@ class Paging:
                 allowed &= entry
                 path.append((at, entry))
             table = entry & (_ADDRESS if size == 8 else 0xFFFFF000)
-            if shift == 12 or may_map and entry & _PS:
+            if shift == 12 or (may_map and entry & _PS):
                 break
         if (user and not allowed & _US) or (write and not allowed & _RW and (user or cr0 & state.CR0_WP)):
             raise GuestFault(PAGE_FAULT, code | _PRESENT, address)
@@ -92,6 +86,15 @@ class Paging:
                 if wanted != entry:
                     self._memory.write(at, size, wanted)
         return table & -(1 << shift) | address & (1 << shift) - 1
+
+    def _levels(self) -> tuple[tuple[tuple[int, int, bool], ...], int]:
+        """Of each table the shift of its index, its bits, and whether an entry may map a page; bytes of an entry."""
+        cr4 = self._context.cr(4)
+        if self._context.efer & state.EFER_LMA:
+            return ((39, 9, False), (30, 9, True), (21, 9, True), (12, 9, False)), 8
+        if cr4 & state.CR4_PAE:
+            return ((30, 2, False), (21, 9, True), (12, 9, False)), 8
+        return ((22, 10, bool(cr4 & state.CR4_PSE)), (12, 10, False)), 4
 
     def _pieces(self, address: int, size: int, *, write: bool, user: bool) -> list[tuple[int, int]]:
         """Physical address and size of what is on each page; faults before anything is done."""
