@@ -35,7 +35,7 @@ HF_SMAP = 1 << 23
 HF2_GIF = 1 << 0  # interrupts are looked at
 HF2_VINTR = 1 << 3  # CR8 is v_tpr
 
-RAX, RCX, RDX, RSP, RSI, RDI = 0, 1, 2, 4, 6, 7
+RAX, RCX, RDX, RSP, RSI, RDI, R11 = 0, 1, 2, 4, 6, 7, 11
 ES, CS, SS, DS, FS, GS, LDTR, TR, GDTR, IDTR = range(10)
 
 _SEGMENT = struct.Struct("<I4xQII")  # selector, base, limit in bytes, flags

@@ -12,7 +12,7 @@ from irqchip_unicorn import state
 from irqchip_unicorn.context import Context
 from irqchip_unicorn.paging import PAGE_FAULT, GuestFault, Paging
 
-DB, NMI, BP, OF, DF, TS, NP, SS, GP = 1, 2, 3, 4, 8, 10, 11, 12, 13
+DB, NMI, BP, OF, UD, DF, TS, NP, SS, GP = 1, 2, 3, 4, 6, 8, 10, 11, 12, 13
 _CONTRIBUTORY = frozenset({0, TS, NP, SS, GP})
 _WITH_ERROR_CODE = frozenset({DF, TS, NP, SS, GP, PAGE_FAULT, 17})
 _FAULTS = frozenset(range(20)) - {DB, NMI, BP, OF, DF, 9, 18}  # those that return to the instruction, with RF set

@@ -42,6 +42,8 @@ from unicorn.x86_const import (
     UC_X86_INS_CPUID,
     UC_X86_INS_IN,
     UC_X86_INS_OUT,
+    UC_X86_INS_SYSCALL,
+    UC_X86_INS_SYSENTER,
     UC_X86_REG_RAX,
     UC_X86_REG_RBX,
     UC_X86_REG_RCX,
@@ -68,6 +70,8 @@ RDTSC = _EXIT + 0x6E
 IRET = _EXIT + 0x74
 MSR = _EXIT + 0x7C
 SHUTDOWN = _EXIT + 0x7F
+
+SYSCALL, SYSENTER = 0x1000, 0x1001  # not of the VMCB: Unicorn has hooks for them, and nothing else; RIP is behind
 
 _INTERCEPTED = (WINDOW, RDTSC, MSR, SHUTDOWN, *range(_EXIT + 0x80, _EXIT + 0x87))  # the latter: VMRUN to SKINIT
 _INTERCEPTS = sum(1 << (code - _EXIT - 0x60) for code in _INTERCEPTED)
@@ -244,12 +248,17 @@ class Engine:
 
     def set_native_msrs(self, native: frozenset[int]) -> None:
         """Let the emulator keep these MSRs by itself, and no others."""
+        self._native_msrs = native
         bitmap = bytearray(b"\xff" * 0x1800)  # two bits an MSR: intercept reads, intercept writes
         for first, offset in _MSRPM_RANGES:
             for index in native:
                 if 0 <= (number := index - first) < 8192:
                     bitmap[offset + number // 4] &= ~(3 << number % 4 * 2)
         self._pages[_MSRPM : _MSRPM + len(bitmap)] = bitmap
+
+    def native_msr(self, index: int) -> int:
+        """The value of an MSR that the emulator keeps; 0 if the VMM keeps it."""
+        return int(self._uc.msr_read(index)) if index in self._native_msrs else 0
 
     def _add_hooks(self, on_block: Callable[[int, int], None]) -> None:
         uc = self._uc
@@ -258,6 +267,8 @@ class Engine:
             uc.hook_add(UC_HOOK_INSN, self._on_in, aux1=UC_X86_INS_IN),
             uc.hook_add(UC_HOOK_INSN, self._on_out, aux1=UC_X86_INS_OUT),
             uc.hook_add(UC_HOOK_INSN, self._on_cpuid, aux1=UC_X86_INS_CPUID),
+            uc.hook_add(UC_HOOK_INSN, lambda uc, data: self._event(SYSCALL), aux1=UC_X86_INS_SYSCALL),
+            uc.hook_add(UC_HOOK_INSN, lambda uc, data: self._event(SYSENTER), aux1=UC_X86_INS_SYSENTER),
             uc.hook_add(UC_HOOK_MEM_READ_PROT, self._on_read),
             uc.hook_add(UC_HOOK_MEM_WRITE_PROT, self._on_write),
             uc.hook_add(UC_HOOK_EDGE_GENERATED, lambda uc, block, previous, data: on_block(block.pc, block.size)),
@@ -345,11 +356,14 @@ class Engine:
             context.hflags2 &= ~c.HF2_GIF
             context.exception_is_int = 0
             context.restore()
+        self._event(intno)
+
+    def _event(self, intno: int) -> None:
         if not self._stopping:  # else it comes again
             self._stopping = True
             self._done = self._executed()
             self.intno = intno
-        uc.emu_stop()
+        self._uc.emu_stop()
 
     def _on_in(self, uc: Any, port: int, size: int, data: object) -> int:
         self.context.save()

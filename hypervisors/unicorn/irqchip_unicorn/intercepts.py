@@ -1,19 +1,20 @@
 """The instructions the emulator leaves to us: found in guest code, carried out on the saved context.
 
-RDMSR and WRMSR, RDTSC and RDTSCP, writes to CR8 and DR7, and the second half of IN and INS. Each method leaves RIP
+RDMSR and WRMSR, RDTSC and RDTSCP, SYSCALL and SYSENTER, writes to CR8 and DR7, and the second half of IN and INS. Each method leaves RIP
 behind the instruction, or raises `GuestFault` with RIP at it.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 from irqchip_unicorn import context as c
 from irqchip_unicorn import state
 from irqchip_unicorn.context import Context
-from irqchip_unicorn.delivery import GP
+from irqchip_unicorn.delivery import GP, UD
 from irqchip_unicorn.engine import PortAccess
-from irqchip_unicorn.msrs import Msrs
+from irqchip_unicorn.msrs import CSTAR, LSTAR, SFMASK, STAR, SYSENTER_CS, SYSENTER_EIP, SYSENTER_ESP, Msrs
 from irqchip_unicorn.paging import GuestFault, Paging
 
 _M32, _M64 = (1 << 32) - 1, (1 << 64) - 1
@@ -27,6 +28,7 @@ _RDTSCP = b"\x0f\x01\xf9"
 _DR7_ENABLES = 0xFF
 _DR7_FIXED = 0x400
 _TSS_IO_MAP_BASE = 102
+_EFER_SCE = 1
 
 
 class Intercepts:
@@ -92,6 +94,46 @@ class Intercepts:
         if is_rdtscp:
             self._context.set_register(c.RCX, self._msrs.tsc_aux())
         self._skip(3 if is_rdtscp else 2)
+
+    # --- the ways into the system
+
+    def syscall(self, msr: Callable[[int], int]) -> None:
+        """SYSCALL, with RIP behind it; `msr` gives STAR and its like. AMD64 Manual vol. 2, 6.1.1."""
+        context = self._context
+        if not context.efer & _EFER_SCE:
+            context.rip -= 2
+            raise GuestFault(UD)
+        star, rflags = msr(STAR), context.rflags
+        context.set_register(c.RCX, context.rip)
+        if context.efer & state.EFER_LMA:
+            context.set_register(c.R11, rflags & ~state.RF)
+            context.rip = msr(LSTAR if context.hflags & c.HF_CS64 else CSTAR)
+            context.rflags = rflags & ~(msr(SFMASK) | state.RF) | state.RFLAGS_FIXED
+        else:
+            context.rip = star & _M32
+            context.rflags = rflags & ~(state.VM | state.IF | state.RF)
+        self._enter_system(star >> 32 & 0xFFFC)
+
+    def sysenter(self, msr: Callable[[int], int]) -> None:
+        """SYSENTER, with RIP behind it. Intel SDM vol. 2."""
+        context = self._context
+        selector = msr(SYSENTER_CS) & 0xFFFC
+        if not selector:
+            context.rip -= 2
+            raise GuestFault(GP, 0)
+        context.rip, rsp = msr(SYSENTER_EIP), msr(SYSENTER_ESP)
+        context.set_register(c.RSP, rsp)
+        context.rflags &= ~(state.VM | state.IF | state.RF)
+        self._enter_system(selector)
+
+    def _enter_system(self, selector: int) -> None:
+        # Flat segments whatever the descriptors say.
+        context = self._context
+        flat = state.DESC_G | state.DESC_P | state.DESC_S | state.DESC_ACCESSED | state.DESC_WRITABLE
+        size = state.DESC_L if context.efer & state.EFER_LMA else state.DESC_B
+        context.set_segment(c.CS, selector, 0, _M32, flat | state.DESC_CODE | size)
+        context.set_segment(c.SS, selector + 8, 0, _M32, flat | state.DESC_B)
+        state.update_hflags(context)
 
     # --- CR8 and DR7
 

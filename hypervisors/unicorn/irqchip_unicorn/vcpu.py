@@ -30,7 +30,7 @@ from irqchip_unicorn import context as c
 from irqchip_unicorn import engine as e
 from irqchip_unicorn import state
 from irqchip_unicorn.cpuid import Cpuid, supported
-from irqchip_unicorn.delivery import BP, GP, NMI, OF, Delivery, TaskGate, TripleFault
+from irqchip_unicorn.delivery import BP, GP, NMI, OF, UD, Delivery, TaskGate, TripleFault
 from irqchip_unicorn.engine import Engine, PortAccess, Stop
 from irqchip_unicorn.intercepts import Intercepts
 from irqchip_unicorn.msrs import APIC_BASE_ENABLE, Msrs, native
@@ -45,7 +45,6 @@ SLICE = 20_000
 CLOSE_TIMEOUT = 5.0
 """Seconds that `UnicornVcpu.close` waits for a `run` on another thread to come back."""
 CANNOT_EMULATE = 1  # KVM_INTERNAL_ERROR_EMULATION
-UD = 6
 _MOST_NMIS = 2  # one being handled, one pending
 
 INTERRUPTED = InterruptedExit()
@@ -322,6 +321,10 @@ class UnicornVcpu:
             return _SET_TPR if intercepts.write_cr8() else None
         elif e.WRITE_DR0 <= intno < e.WRITE_DR0 + 8:
             intercepts.write_dr7()
+        elif intno == e.SYSCALL:
+            intercepts.syscall(self._engine.native_msr)
+        elif intno == e.SYSENTER:
+            intercepts.sysenter(self._engine.native_msr)
         elif intno == e.IRET:
             context.intercept &= ~e.INTERCEPT_IRET
             self._nmi_blocked = False
