@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import struct
 import threading
+from typing import Generic, Protocol, TypeVar
 
 from irqchip_core.exits import Exit, HltExit, InterruptedExit, IoExit
-from irqchip_core.vcpu import VcpuX86_64, Vm
-from irqchip_core.x86.registers import DescriptorTable, Regs, Segment
+from irqchip_core.vcpu import VcpuX86_64
+from irqchip_core.x86.registers import CpuidEntry, DescriptorTable, Regs, Segment
 
 CODE = 0x1000
 STACK = 0x8000
@@ -47,7 +48,18 @@ def run(vcpu: VcpuX86_64) -> Exit:
         timer.join()
 
 
-class Machine:
+_Vcpu = TypeVar("_Vcpu", bound=VcpuX86_64, covariant=True)
+
+
+class _VmOf(Protocol[_Vcpu]):
+    """A VM whose vCPUs are of one type."""
+
+    def map_memory(self, guest_address: int, size: int) -> memoryview: ...
+    def create_vcpu(self, vcpu_id: int) -> _Vcpu: ...
+    def supported_cpuid(self) -> list[CpuidEntry]: ...
+
+
+class Machine(Generic[_Vcpu]):
     """A vCPU at `CODE` and its memory.
 
     Args:
@@ -58,7 +70,7 @@ class Machine:
         vcpu_id: Number of the vCPU; memory is mapped for the first.
     """
 
-    def __init__(self, vm: Vm, mode: str, code: bytes, *, user: bool = False, vcpu_id: int = 0) -> None:
+    def __init__(self, vm: _VmOf[_Vcpu], mode: str, code: bytes, *, user: bool = False, vcpu_id: int = 0) -> None:
         self.mode = mode
         self.memory = vm.map_memory(0, MEMORY)
         self.memory[CODE : CODE + len(code)] = code
@@ -113,7 +125,8 @@ class Machine:
         vcpu, mode = self.vcpu, self.mode
         sregs = vcpu.get_sregs()
         if mode == "real":
-            sregs.cs.base, sregs.cs.selector = 0, 0
+            sregs.cs = Segment(type=11)
+            sregs.cr0, sregs.cr4, sregs.efer = 0x60000010, 0, 0
         else:
             dpl = 3 if user else 0
             code, data = (USER_CODE, USER_DATA) if user else (KERNEL_CODE, KERNEL_DATA)

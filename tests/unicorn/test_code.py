@@ -68,7 +68,7 @@ def test_data_beside_code_is_no_change_of_code(vm: UnicornVm) -> None:
     for value in range(20):
         machine.memory[CODE + 0x800] = value
         machine.port()
-    assert not machine.vcpu._code.changed()
+    assert not machine.vcpu._processor._code.changed()
 
 
 # --- modes
@@ -111,7 +111,9 @@ def test_random_bytes(vm: UnicornVm, mode: str, seed: int) -> None:
     for _ in range(12):
         machine.memory[CODE : CODE + 0x1000] = chance.randbytes(0x1000)
         machine.enter()
-        vcpu.set_regs(Regs(*(chance.choice((0, 1, CODE, 0x200000, chance.getrandbits(64))) for _ in range(16)), rip=CODE))
+        vcpu.set_regs(
+            Regs(*(chance.choice((0, 1, CODE, 0x200000, chance.getrandbits(64))) for _ in range(16)), rip=CODE)
+        )
         timer = threading.Timer(0.05, vcpu.kick)
         timer.start()
         exits = 0
@@ -145,11 +147,12 @@ def test_registers_after_a_computation_are_those_of_kvm(vm: UnicornVm, seed: int
 
     chance = random.Random(seed)
     code = b"".join(chance.choices(_ALU, k=200)) + b"\x48\x31\xc0" + HALT
-    start = Regs(*(chance.getrandbits(64) for _ in range(6)), rip=CODE, rsp=0x9000)
+    start = Regs(*(chance.getrandbits(64) for _ in range(6)))
+    start.rip, start.rsp = CODE, 0x9000
     results = []
     with Kvm() as kvm, kvm.create_vm() as other:
         for host in (vm, other):
-            machine = Machine(host, "long", code)
+            machine: Machine[VcpuX86_64] = Machine(host, "long", code)
             machine.vcpu.set_regs(start)
             assert machine.run() == HltExit()
             results.append((machine.vcpu.get_regs(), bytes(machine.memory[0x7000:0x9000])))
@@ -179,7 +182,7 @@ def test_events_are_those_of_kvm(vm: UnicornVm, mode: str, code: bytes, steps: l
 
 
 def trace(vm: Vm, mode: str, code: bytes, steps: list[str | int]) -> list[object]:
-    machine = Machine(vm, mode, code)
+    machine: Machine[VcpuX86_64] = Machine(vm, mode, code)
     seen: list[object] = []
     for step in steps:
         if isinstance(step, int):

@@ -14,7 +14,7 @@ from irqchip_core.exits import (
     SetTprExit,
 )
 from irqchip_core.x86.registers import CpuidEntry
-from irqchip_unicorn import UnicornVm
+from irqchip_unicorn import UnicornVcpu, UnicornVm
 
 from .guest import CODE, HALT, PAGE_TABLES, Machine
 
@@ -158,7 +158,12 @@ READ, WRITE = False, True
         pytest.param(b"\x0f\x11\x06", [(0, WRITE, 8, 0), (8, WRITE, 8, 0)], id="movups to MMIO"),
         pytest.param(
             b"\x48\x8d\x66\x40\x48\x8d\x6e\x20\xc8\0\0\x02",
-            [(0x38, WRITE, 8, MMIO + 0x20), (0x18, READ, 8, 0x55), (0x30, WRITE, 8, 0x55), (0x28, WRITE, 8, MMIO + 0x38)],
+            [
+                (0x38, WRITE, 8, MMIO + 0x20),
+                (0x18, READ, 8, 0x55),
+                (0x30, WRITE, 8, 0x55),
+                (0x28, WRITE, 8, MMIO + 0x38),
+            ],
             id="enter: write, read, write",
         ),
     ],
@@ -170,7 +175,7 @@ def test_each_access_of_an_instruction_once(
     regs = machine.vcpu.get_regs()
     regs.rsi, regs.rcx, regs.rbx = MMIO, 0xC, 0xB
     machine.vcpu.set_regs(regs)
-    seen = []
+    seen: list[object] = []
     for offset, is_write, size, value in accesses:
         exit_ = machine.run()
         assert isinstance(exit_, MmioExit), (exit_, seen)
@@ -238,7 +243,7 @@ WRMSR = b"\x0f\x30" + HALT
 APIC_BASE, TSC, EFER, LSTAR = 0x1B, 0x10, 0xC0000080, 0xC0000082
 
 
-def with_msr(vm: UnicornVm, code: bytes, index: int, value: int = 0, mode: str = "long") -> Machine:
+def with_msr(vm: UnicornVm, code: bytes, index: int, value: int = 0, mode: str = "long") -> Machine[UnicornVcpu]:
     machine = Machine(vm, mode, code)
     regs = machine.vcpu.get_regs()
     regs.rcx, regs.rax, regs.rdx = index, value & 0xFFFFFFFF, value >> 32
@@ -420,3 +425,21 @@ def test_io_exit_of_a_debugger_is_left_alone(vm: UnicornVm) -> None:
     assert machine.run() == HltExit()
     regs = machine.vcpu.get_regs()
     assert (regs.rax, regs.rbx) == (5, 6)
+
+
+@pytest.mark.parametrize(
+    ("register", "value"),
+    [
+        pytest.param(0, 1 << 31, id="paging without protection"),
+        pytest.param(0, 0x20000011, id="NW without CD"),
+        pytest.param(0, 1 << 32 | 0x80010011, id="beyond 32 bits"),
+        pytest.param(4, 0, id="long mode without PAE"),
+    ],
+)
+def test_control_registers_that_cannot_be(vm: UnicornVm, register: int, value: int) -> None:
+    machine = Machine(vm, "long", bytes((0x0F, 0x22, 0xC0 | register << 3)))
+    regs = machine.vcpu.get_regs()
+    regs.rax = value
+    machine.vcpu.set_regs(regs)
+    assert machine.handler() == 13
+    assert machine.stack(2) == [0, CODE]

@@ -10,7 +10,8 @@ import pytest
 
 from irqchip_core.errors import Closed, HypervisorError, InvalidArgument
 from irqchip_core.exits import HltExit, InterruptedExit, IoExit
-from irqchip_unicorn import UnicornVcpu, UnicornVm
+from irqchip_unicorn import UnicornVm
+from irqchip_unicorn.engine import Engine
 
 from .guest import CODE, ENDLESS, HALT, PATIENCE, Machine
 
@@ -183,12 +184,12 @@ def test_bad_hosts(vm: UnicornVm) -> None:
 def test_closed_vcpus_leave_nothing_behind() -> None:
     gc.disable()
     try:
-        engines: list[weakref.ref[UnicornVcpu]] = []
+        engines: list[weakref.ref[Engine]] = []
         for _ in range(50):
             with UnicornVm() as vm:
                 machine = Machine(vm, "long", HALT)
                 assert machine.run() == HltExit()
-                engines.append(weakref.ref(machine.vcpu._engine))  # type: ignore[arg-type]
+                engines.append(weakref.ref(machine.vcpu._processor.engine))
         del machine, vm
         gc.collect()
         assert not any(engine() for engine in engines)

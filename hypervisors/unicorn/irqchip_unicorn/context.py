@@ -84,6 +84,7 @@ class Context:
     old_exception = _Field("<i", 112, tail=True)
     vm_vmcb = _Field("<Q", 120, tail=True)
     intercept = _Field("<Q", 136, tail=True)
+    intercept_cr_write = _Field("<H", 146, tail=True)
     intercept_exceptions = _Field("<I", 152, tail=True)
     v_tpr = _Field("<B", 172, tail=True)
 

@@ -52,38 +52,13 @@ from unicorn.x86_const import (
 
 from irqchip_core.errors import Unsupported
 from irqchip_unicorn import context as c
-from irqchip_unicorn import state
+from irqchip_unicorn import state, vmcb
 from irqchip_unicorn.context import Context
 from irqchip_unicorn.emulator import UcError, open_engine
 from irqchip_unicorn.memory import END, GuestMemory, host_pages
 
 TRANSLATION_CACHE = 32 << 20
 """Bytes of translated code an engine keeps; when full, it starts anew."""
-
-# What `Engine.intno` can be, besides the vector of a software interrupt: an exit code of the VMCB, from
-_EXIT = 0x100
-EXCEPTION = _EXIT + 0x40  # 32 of them
-WRITE_CR8 = _EXIT + 0x18
-WRITE_DR0 = _EXIT + 0x30  # 8 of them
-WINDOW = _EXIT + 0x64
-RDTSC = _EXIT + 0x6E
-IRET = _EXIT + 0x74
-MSR = _EXIT + 0x7C
-SHUTDOWN = _EXIT + 0x7F
-
-SYSCALL, SYSENTER = 0x1000, 0x1001  # not of the VMCB: Unicorn has hooks for them, and nothing else; RIP is behind
-
-_INTERCEPTED = (WINDOW, RDTSC, MSR, SHUTDOWN, *range(_EXIT + 0x80, _EXIT + 0x87))  # the latter: VMRUN to SKINIT
-_INTERCEPTS = sum(1 << (code - _EXIT - 0x60) for code in _INTERCEPTED)
-INTERCEPT_IRET = 1 << (IRET - _EXIT - 0x60)
-
-# Pages of the engine, where no guest can look: VMCB, MSR permission map, the code that starts it all.
-_VMCB, _MSRPM, _CODE, _PAGES = 0, 0x1000, 0x3000, 0x4000
-_VMCB_MSRPM_BASE, _VMCB_INT_CTL, _VMCB_EXIT_INFO_2, _VMCB_SAVE = 0x48, 0x60, 0x80, 0x400
-_V_IRQ, _V_INTR_MASKING = 1 << 8, 1 << 24
-_MSRPM_RANGES = ((0, 0), (0xC0000000, 0x800), (0xC0010000, 0x1000))  # first MSR, offset in the map; 8192 MSRs each
-_VMRUN = b"\x0f\x01\xd8"
-_HLT = b"\xf4"
 
 _MARK = 12345  # a number of instructions
 
@@ -156,8 +131,8 @@ class Engine:
         self._uc = uc = open_engine(UC_ARCH_X86, UC_MODE_64, UC_CPU_X86_EPYC_ROME)
         uc.ctl_set_tcg_buffer_size(TRANSLATION_CACHE)
         uc.ctl_exits_enabled(True)  # without any, so that no address ends the emulation
-        self._pages, address = host_pages(_PAGES)
-        uc.mem_map_ptr(END, _PAGES, UC_PROT_ALL, address)
+        self._pages, address = host_pages(vmcb.PAGES)
+        uc.mem_map_ptr(END, vmcb.PAGES, UC_PROT_ALL, address)
         self._regions = memory.regions
         self._hooks: list[int] = []
         self._counter: ctypes.Array[ctypes.c_size_t] | None = None
@@ -192,8 +167,8 @@ class Engine:
     def _find_counter(self) -> None:
         # Unicorn counts the instructions of a slice, but tells nobody. The count and its limit are neighbors
         # in the engine's record.
-        self._pages[_CODE : _CODE + 2] = b"\xeb\xfe"  # jmp .
-        self._uc.emu_start(END + _CODE, 0, count=_MARK)
+        self._pages[vmcb.CODE : vmcb.CODE + 2] = b"\xeb\xfe"  # jmp .
+        self._uc.emu_start(END + vmcb.CODE, 0, count=_MARK)
         address = self._uc._uch.value
         word = ctypes.sizeof(ctypes.c_size_t)
         for at in range(address, address + 0x2000, word):
@@ -209,31 +184,22 @@ class Engine:
 
     def _enter_guest_mode(self, native_msrs: frozenset[int]) -> None:
         pages, context = self._pages, self.context
-        exceptions = 0xFFFFFFFF
-        struct.pack_into("<4HIQ", pages, _VMCB, 0, 1 << 8, 0, 1 << 5 | 1 << 7, exceptions, _INTERCEPTS)
-        struct.pack_into("<Q", pages, _VMCB_MSRPM_BASE, END + _MSRPM)
-        # The virtual interrupt stays pending for good; HF2_GIF decides whether it is looked at. CR8 is v_tpr.
-        struct.pack_into("<I", pages, _VMCB_INT_CTL, _V_IRQ | _V_INTR_MASKING)
+        vmcb.fill(pages)
         self.set_native_msrs(native_msrs)
-        for number, attributes in ((c.ES, 0x93), (c.CS, 0x9B), (c.SS, 0x93), (c.DS, 0x93)):
-            struct.pack_into("<HHIQ", pages, _VMCB_SAVE + 16 * number, 0, attributes, 0xFFFF, 0)
-        # CR4, CR3, CR0, DR7, DR6, RFLAGS and RIP; in real mode, at an HLT.
-        struct.pack_into("<7Q", pages, _VMCB_SAVE + 328, 0, 0, state.CR0_RESET, 0x400, 0xFFFF0FF0, 2, 0)
-        pages[_CODE : _CODE + 3] = _VMRUN
+        pages[vmcb.CODE : vmcb.CODE + 3] = vmcb.VMRUN
         self._uc.ctl_flush_tb()
-        context.set_register(c.RAX, END + _VMCB)
+        context.set_register(c.RAX, END + vmcb.VMCB)
         context.hflags |= c.HF_SVME
         context.restore()
-        # Until here nothing is mapped at 0, where the VMCB's CS:RIP points: the host saves its state there.
-        low, address = host_pages(_PAGES)
-        low[0:1] = _HLT
-        self._uc.mem_map_ptr(0, _PAGES, UC_PROT_ALL, address)
-        low[0x800:0x801] = _HLT
-        struct.pack_into("<Q", pages, _VMCB_SAVE + 376, 0x800)
-        self._uc.emu_start(END + _CODE, 0, count=10)
-        self._uc.mem_unmap(0, _PAGES)
+        low, address = host_pages(vmcb.PAGES)  # only for now; the host's state is saved there too
+        self._uc.mem_map_ptr(0, vmcb.PAGES, UC_PROT_ALL, address)
+        low[vmcb.HALTED_AT : vmcb.HALTED_AT + 1] = vmcb.HLT
+        self._uc.emu_start(END + vmcb.CODE, 0, count=10)
+        self._uc.mem_unmap(0, vmcb.PAGES)
         context.save()
-        expected = (0x801, END + _VMCB, _INTERCEPTS, exceptions, state.CR0_RESET, 0xFFFF, 0)
+        expected = (
+            vmcb.HALTED_AT + 1, END + vmcb.VMCB, vmcb.INTERCEPTS, vmcb.ALL_EXCEPTIONS, state.CR0_RESET, 0xFFFF, 0,
+        )  # fmt: skip
         found = (
             context.rip, context.vm_vmcb, context.intercept, context.intercept_exceptions, context.cr(0),
             context.segment(c.CS)[2], context.efer,
@@ -249,12 +215,7 @@ class Engine:
     def set_native_msrs(self, native: frozenset[int]) -> None:
         """Let the emulator keep these MSRs by itself, and no others."""
         self._native_msrs = native
-        bitmap = bytearray(b"\xff" * 0x1800)  # two bits an MSR: intercept reads, intercept writes
-        for first, offset in _MSRPM_RANGES:
-            for index in native:
-                if 0 <= (number := index - first) < 8192:
-                    bitmap[offset + number // 4] &= ~(3 << number % 4 * 2)
-        self._pages[_MSRPM : _MSRPM + len(bitmap)] = bitmap
+        vmcb.set_native_msrs(self._pages, native)
 
     def native_msr(self, index: int) -> int:
         """The value of an MSR that the emulator keeps; 0 if the VMM keeps it."""
@@ -267,8 +228,8 @@ class Engine:
             uc.hook_add(UC_HOOK_INSN, self._on_in, aux1=UC_X86_INS_IN),
             uc.hook_add(UC_HOOK_INSN, self._on_out, aux1=UC_X86_INS_OUT),
             uc.hook_add(UC_HOOK_INSN, self._on_cpuid, aux1=UC_X86_INS_CPUID),
-            uc.hook_add(UC_HOOK_INSN, lambda uc, data: self._event(SYSCALL), aux1=UC_X86_INS_SYSCALL),
-            uc.hook_add(UC_HOOK_INSN, lambda uc, data: self._event(SYSENTER), aux1=UC_X86_INS_SYSENTER),
+            uc.hook_add(UC_HOOK_INSN, lambda uc, data: self._event(vmcb.SYSCALL), aux1=UC_X86_INS_SYSCALL),
+            uc.hook_add(UC_HOOK_INSN, lambda uc, data: self._event(vmcb.SYSENTER), aux1=UC_X86_INS_SYSENTER),
             uc.hook_add(UC_HOOK_MEM_READ_PROT, self._on_read),
             uc.hook_add(UC_HOOK_MEM_WRITE_PROT, self._on_write),
             uc.hook_add(UC_HOOK_EDGE_GENERATED, lambda uc, block, previous, data: on_block(block.pc, block.size)),
@@ -334,7 +295,7 @@ class Engine:
     @property
     def fault_address(self) -> int:
         """Linear address of the last page fault."""
-        value: int = struct.unpack_from("<Q", self._pages, _VMCB_EXIT_INFO_2)[0]
+        value: int = struct.unpack_from("<Q", self._pages, vmcb.EXIT_INFO_2)[0]
         return value
 
     def _stop_after_instruction(self) -> None:
@@ -349,7 +310,7 @@ class Engine:
 
     def _on_interrupt(self, uc: Any, intno: int, data: object) -> None:
         context = self.context
-        if context.hflags2 & c.HF2_GIF or intno < _EXIT:
+        if context.hflags2 & c.HF2_GIF or intno < vmcb.FIRST_EXIT:
             # Else the emulator would look for the interrupt again before it looks for our stop; and it never
             # forgets that the last one was a software interrupt.
             context.save()

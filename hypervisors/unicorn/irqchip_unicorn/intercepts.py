@@ -1,7 +1,7 @@
 """The instructions the emulator leaves to us: found in guest code, carried out on the saved context.
 
-RDMSR and WRMSR, RDTSC and RDTSCP, SYSCALL and SYSENTER, writes to CR8 and DR7, and the second half of IN and INS. Each method leaves RIP
-behind the instruction, or raises `GuestFault` with RIP at it.
+RDMSR and WRMSR, RDTSC and RDTSCP, SYSCALL and SYSENTER, writes to CR8 and DR7, and the second half of IN and INS. Each
+method leaves RIP behind the instruction, or raises `GuestFault` with RIP at it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _ADDRESS_SIZE = 0x67
 _REX = range(0x40, 0x50)
 _REX_B = 1
 _INS = (b"\x6c", b"\x6d")
+_MOV_CR = b"\x0f\x22"
 _RDTSCP = b"\x0f\x01\xf9"
 _DR7_ENABLES = 0xFF
 _DR7_FIXED = 0x400
@@ -142,6 +143,24 @@ class Intercepts:
         code, at, rex = self._instruction(self._context.rip)
         number = code[at + 2] & 7 if len(code) > at + 2 else 0
         return self._context.register(number | (8 if rex & _REX_B else 0))
+
+    def check_control_register(self) -> None:
+        """Raises #GP for what CR0 or CR4 must not become, which the emulator would let pass. Intel SDM vol. 3, 2.5."""
+        context = self._context
+        code, at, _ = self._instruction(context.rip)
+        if code[at : at + 2] != _MOV_CR:  # LMSW and CLTS change nothing that matters
+            return
+        value, number = self._moved(), code[at + 2] >> 3 & 7
+        cr4 = value if number == 4 else context.cr(4)
+        cr0 = value if number == 0 else context.cr(0)
+        paging = cr0 & state.CR0_PG
+        if (
+            value >> 32
+            or (paging and not cr0 & state.CR0_PE)
+            or (cr0 & state.CR0_NW and not cr0 & state.CR0_CD)
+            or (paging and context.efer & state.EFER_LME and not cr4 & state.CR4_PAE)
+        ):
+            raise GuestFault(GP, 0)
 
     def write_cr8(self) -> bool:
         """MOV CR8; gives whether the priority is lower now."""
