@@ -17,6 +17,7 @@ from irqchip_unicorn.plugin import UnicornHypervisor
 
 from .guest import CODE, HALT, Machine, run
 
+GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", *(f"r{number}" for number in range(8, 16)))
 MODES_SOURCE = Path(__file__).parent / "modes.S"
 MODES_BINARY = MODES_SOURCE.with_suffix(".bin")
 
@@ -111,9 +112,8 @@ def test_random_bytes(vm: UnicornVm, mode: str, seed: int) -> None:
     for _ in range(12):
         machine.memory[CODE : CODE + 0x1000] = chance.randbytes(0x1000)
         machine.enter()
-        vcpu.set_regs(
-            Regs(*(chance.choice((0, 1, CODE, 0x200000, chance.getrandbits(64))) for _ in range(16)), rip=CODE)
-        )
+        values = {name: chance.choice((0, 1, CODE, 0x200000, chance.getrandbits(64))) for name in GENERAL}
+        vcpu.set_regs(Regs(**values, rip=CODE))
         timer = threading.Timer(0.05, vcpu.kick)
         timer.start()
         exits = 0

@@ -443,3 +443,29 @@ def test_control_registers_that_cannot_be(vm: UnicornVm, register: int, value: i
     machine.vcpu.set_regs(regs)
     assert machine.handler() == 13
     assert machine.stack(2) == [0, CODE]
+
+
+def test_lmsw_from_mmio(vm: UnicornVm) -> None:
+    machine = Machine(vm, "long", b"\x0f\x01\x36" + HALT)  # an access of an instruction that is intercepted too
+    regs = machine.vcpu.get_regs()
+    regs.rsi = MMIO
+    machine.vcpu.set_regs(regs)
+    exit_ = machine.run()
+    assert isinstance(exit_, MmioExit)
+    exit_.data[:] = b"\x0b\x00"
+    assert machine.run() == HltExit()
+    assert machine.vcpu.get_sregs().cr0 & 0xF == 0xB
+
+
+def test_kick_before_the_answer_is_taken(vm: UnicornVm) -> None:
+    machine = Machine(vm, "long", b"\x8b\x06" + HALT)
+    regs = machine.vcpu.get_regs()
+    regs.rsi = MMIO
+    machine.vcpu.set_regs(regs)
+    exit_ = machine.run()
+    assert isinstance(exit_, MmioExit)
+    exit_.data[:] = b"\x01\x02\x03\x04"
+    machine.vcpu.kick()
+    assert machine.vcpu.run() == InterruptedExit()
+    assert machine.run() == HltExit()
+    assert machine.vcpu.get_regs().rax == 0x04030201

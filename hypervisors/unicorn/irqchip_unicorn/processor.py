@@ -151,12 +151,17 @@ class Processor:
         if log[-1].is_write:  # the instruction was done
             log.clear()
             return None
-        return self._after(self.engine.run(1)) or self._report()
+        return self._interrupted() or self._after(self.engine.run(1)) or self._report()
+
+    def _interrupted(self) -> Exit | None:
+        if not self.kicked:
+            return None
+        self.kicked = False
+        return INTERRUPTED
 
     def _enter(self) -> Exit | None:
-        if self.kicked:
-            self.kicked = False
-            return INTERRUPTED
+        if exit_ := self._interrupted():
+            return exit_
         if self.engine.log:
             return None  # its instruction goes first
         self._look_around()
@@ -198,7 +203,8 @@ class Processor:
     def _after(self, stop: Stop) -> Exit | None:
         """What the engine's stop means."""
         engine = self.engine
-        if stop is not Stop.MMIO and all(access.reported for access in engine.log):
+        again = stop is Stop.EVENT and engine.intno in vmcb.REPEATED
+        if stop is not Stop.MMIO and not again and all(access.reported for access in engine.log):
             engine.log.clear()
         match stop:
             case Stop.SLICE | Stop.MMIO:

@@ -26,6 +26,9 @@ SHUTDOWN = FIRST_EXIT + 0x7F
 
 SYSCALL, SYSENTER = 0x1000, 0x1001  # not of the VMCB: Unicorn has hooks for them, and nothing else; RIP is behind
 
+REPEATED = frozenset({WRITE_CR0, WRITE_CR4, IRET})
+"""After these the same instruction is executed once more, not intercepted."""
+
 _SVM_INSTRUCTIONS = range(FIRST_EXIT + 0x80, FIRST_EXIT + 0x87)  # VMRUN to SKINIT
 _INTERCEPTED = (WINDOW, RDTSC, MSR, SHUTDOWN, *_SVM_INSTRUCTIONS)
 INTERCEPTS = sum(1 << (code - FIRST_EXIT - 0x60) for code in _INTERCEPTED)
