@@ -205,7 +205,6 @@ class UserspaceIrqChip(IrqChipX86_64):
         with self._lock:
             processor.vcpu = vcpu
             processor.entered = False
-            processor.attend()
             sregs.apic_base = processor.lapic.apic_base
         vcpu.set_sregs(sregs)
 

@@ -1,0 +1,141 @@
+"""A VM and vCPUs that execute nothing: they remember what a chip does to them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+from irqchip_core.exits import Exit, InterruptedExit, MsrExit
+from irqchip_core.x86.registers import CpuidEntry, Regs, Sregs
+
+APIC_BASE_RESET = 0xFEE00900
+
+
+class FakeVcpu:
+    """Implements `irqchip_core.vcpu.VcpuX86_64`. Attributes are set and looked at by the test.
+
+    Attributes:
+        ready: Whether an external interrupt can be injected.
+        injected: Vectors injected, in order.
+        nmis: How many NMIs were injected.
+        window_requested: Whether an exit was asked for as soon as `ready`.
+        kicks: How often the vCPU was kicked.
+        exits: What `run` returns, first to last; then it waits for a kick.
+        msr: The answer to the last MSR exit: its value, or None for #GP.
+    """
+
+    def __init__(self, vcpu_id: int = 0, *, ready: bool = True) -> None:
+        self._id = vcpu_id
+        self.ready = ready
+        self.injected: list[int] = []
+        self.nmis = 0
+        self.window_requested = False
+        self.kicks = 0
+        self.exits: list[Exit] = []
+        self.msr: int | None = None
+        self.cr8 = 0
+        self.apic_base = APIC_BASE_RESET & ~0x100 | (0x100 if vcpu_id == 0 else 0)
+        self.tsc_value = 0
+        self._kicked = threading.Event()
+        self._regs = Regs()
+        self._sregs = Sregs(apic_base=self.apic_base)
+
+    @property
+    def id(self) -> int:
+        return self._id
+
+    def run(self) -> Exit:
+        if self.exits:
+            return self.exits.pop(0)
+        self._kicked.wait()
+        self._kicked.clear()
+        return InterruptedExit()
+
+    def kick(self) -> None:
+        self.kicks += 1
+        self._kicked.set()
+
+    def ready_for_interrupt(self) -> bool:
+        return self.ready
+
+    def interrupt(self, vector: int) -> None:
+        assert self.ready, "a chip injects only when the vCPU is ready"
+        self.injected.append(vector)
+        self.ready = False
+
+    def inject_nmi(self) -> None:
+        self.nmis += 1
+
+    def set_interrupt_window_requested(self, requested: bool) -> None:
+        self.window_requested = requested
+
+    def tsc(self) -> int:
+        return self.tsc_value
+
+    def complete_msr(self, value: int = 0, *, fault: bool = False) -> None:
+        self.msr = None if fault else value
+
+    def get_regs(self) -> Regs:
+        return self._regs
+
+    def set_regs(self, regs: Regs) -> None:
+        self._regs = regs
+
+    def get_sregs(self) -> Sregs:
+        return self._sregs
+
+    def set_sregs(self, sregs: Sregs) -> None:
+        self._sregs = sregs
+
+    def set_cpuid(self, entries: Sequence[CpuidEntry]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class FakeVm:
+    """Implements `irqchip_core.vcpu.Vm`.
+
+    Attributes:
+        msrs: The MSRs whose accesses it was told to report.
+    """
+
+    hypervisor = "fake"
+
+    def __init__(self, *, tsc_hz: int = 1_000_000_000, can_exit_on_msrs: bool = True) -> None:
+        self.tsc_hz = tsc_hz
+        self.can_exit_on_msrs = can_exit_on_msrs
+        self.msrs: list[range] = []
+
+    def map_memory(self, guest_address: int, size: int) -> memoryview:
+        return memoryview(bytearray(size))
+
+    def exit_on_msrs(self, msrs: Iterable[range]) -> None:
+        self.msrs = list(msrs)
+
+    def create_vcpu(self, vcpu_id: int) -> FakeVcpu:
+        return FakeVcpu(vcpu_id)
+
+    def supported_cpuid(self) -> list[CpuidEntry]:
+        return []
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def read_msr(index: int) -> MsrExit:
+    """The guest executes RDMSR."""
+    return MsrExit(index, 0, is_write=False)
+
+
+def write_msr(index: int, value: int) -> MsrExit:
+    """The guest executes WRMSR."""
+    return MsrExit(index, value, is_write=True)
