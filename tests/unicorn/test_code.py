@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,36 @@ def test_data_beside_code_is_no_change_of_code(vm: UnicornVm) -> None:
         machine.memory[CODE + 0x800] = value
         machine.port()
     assert not machine.vcpu._processor._code.changed()
+
+
+# --- the same again
+
+
+def instructions_of(vms: list[UnicornVm]) -> int:
+    return vms[0].instructions
+
+
+def test_a_run_repeats_exactly_with_a_clock_of_instructions() -> None:
+    # 1: rdtsc; out %al, $0x10; in $0x11, %al; mov %eax, %ecx; and $0xff, %ecx; 2: loop 2b; sti; jmp 1b
+    code = b"\x0f\x31\xe6\x10\xe4\x11\x89\xc1\x81\xe1\xff\0\0\0\xff\xc1\xe2\xfe\xfb\xeb\xeb"
+    traces = []
+    for _ in range(5):
+        vms: list[UnicornVm] = []
+        with UnicornVm(clock=partial(instructions_of, vms)) as vm:
+            vms.append(vm)
+            machine = Machine(vm, "long", code)
+            trace_: list[object] = []
+            for number in range(100):
+                exit_ = machine.run()
+                trace_.append((type(exit_), machine.vcpu.get_regs(), vm.instructions))
+                if isinstance(exit_, IoExit) and not exit_.is_write:
+                    exit_.data[0] = number
+                machine.vcpu.set_interrupt_window_requested(number % 3 == 0)
+                if machine.vcpu.ready_for_interrupt():
+                    machine.vcpu.interrupt(0x20 + number)
+            traces.append(trace_)
+    assert traces == [traces[0]] * 5
+    assert len({repr(step) for step in traces[0]}) > 90
 
 
 # --- modes

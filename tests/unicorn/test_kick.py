@@ -181,20 +181,17 @@ def test_bad_hosts(vm: UnicornVm) -> None:
     assert vcpu.get_regs().rax == 0
 
 
+def run_and_close() -> weakref.ref[Engine]:
+    with UnicornVm() as vm:
+        machine = Machine(vm, "long", HALT)
+        assert machine.run() == HltExit()
+        return weakref.ref(machine.vcpu._processor.engine)
+
+
 def test_closed_vcpus_leave_nothing_behind() -> None:
-    gc.disable()
-    try:
-        engines: list[weakref.ref[Engine]] = []
-        for _ in range(50):
-            with UnicornVm() as vm:
-                machine = Machine(vm, "long", HALT)
-                assert machine.run() == HltExit()
-                engines.append(weakref.ref(machine.vcpu._processor.engine))
-        del machine, vm
-        gc.collect()
-        assert not any(engine() for engine in engines)
-    finally:
-        gc.enable()
+    engines = [run_and_close() for _ in range(30)]
+    gc.collect()
+    assert not any(engine() for engine in engines)
 
 
 def test_a_number_can_be_used_again(vm: UnicornVm) -> None:

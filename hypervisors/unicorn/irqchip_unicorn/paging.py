@@ -63,7 +63,7 @@ class Paging:
         levels, size = self._levels()
         code = (_WRITE if write else 0) | (_USER if user else 0)
         table = context.cr(3) & (_ADDRESS if len(levels) == 4 else 0xFFFFFFE0 if size == 8 else 0xFFFFF000)
-        allowed, path = _RW | _US, []
+        allowed, path, shift = _RW | _US, [], 0
         for shift, bits, may_map in levels:
             at = table + size * (address >> shift & (1 << bits) - 1)
             entry = self._memory.read(at, size)
