@@ -56,6 +56,31 @@ def test_a_cancelled_timer_does_not_come() -> None:
     assert calls == []
 
 
+def test_cancelled_timers_are_dropped_and_the_others_are_not() -> None:
+    loop, calls = Loop(), []
+    kept = [loop.call_at(n, partial(calls.append, n)) for n in range(0, 1000, 10)]
+    for n in range(10_000):
+        loop.call_at(2**62 + n, lambda: None).cancel()
+    assert len(loop._timers) <= 2 * len(kept)
+    done = threading.Event()
+    loop.call_at(1000, done.set)
+    with loop:
+        assert done.wait(10)
+    assert calls == list(range(0, 1000, 10))
+
+
+def test_a_timer_in_a_century_is_waited_for() -> None:
+    done = threading.Event()
+    reader, writer = os.pipe()
+    with Loop() as loop:
+        loop.call_at(loop.now() + 100 * 365 * 86400 * 10**9, lambda: None)
+        loop.watch(reader, done.set)  # wakes the loop, which then has to wait for the timer
+        os.write(writer, b"x")
+        assert done.wait(10)
+    os.close(reader)
+    os.close(writer)
+
+
 def test_what_is_watched_is_called_until_it_is_unwatched() -> None:
     seen: list[bytes] = []
     turn = threading.Semaphore(0)

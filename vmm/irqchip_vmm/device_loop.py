@@ -17,6 +17,11 @@ from irqchip_core.events import Event
 
 Callback = Callable[[], object]
 
+FEW_TIMERS = 64
+"""So many may wait before cancelled ones are looked for."""
+LONGEST_WAIT = 3600.0
+"""Seconds to wait at once: poll(2) takes 24 days of milliseconds at most."""
+
 
 class Timer:
     """A call to come. `cancel` it from any thread; it may be about to run."""
@@ -57,6 +62,7 @@ class DeviceLoop:
         self._selector.register(self._changed, selectors.EVENT_READ, self._changed.reset)
         self._lock = threading.Lock()
         self._timers: list[tuple[int, int, Timer]] = []
+        self._look_for_cancelled = FEW_TIMERS  # when so many wait
         self._order = itertools.count()
         self._changes: list[Callback] = []
         self._stopping = False
@@ -70,11 +76,19 @@ class DeviceLoop:
         """Call `callback` at `when` (as `now` counts) or soon after. From any thread."""
         timer = Timer(when, callback)
         with self._lock:
+            if len(self._timers) >= self._look_for_cancelled:
+                self._drop_cancelled()
             heapq.heappush(self._timers, (when, next(self._order), timer))
             first = self._timers[0][2] is timer
         if first:
             self._changed.signal()
         return timer
+
+    def _drop_cancelled(self) -> None:
+        # Twice as many as are left may gather until the next time: each timer costs the same, however many there are.
+        self._timers = [entry for entry in self._timers if entry[2].callback is not None]
+        heapq.heapify(self._timers)
+        self._look_for_cancelled = max(FEW_TIMERS, 2 * len(self._timers))
 
     def watch(self, source: Any, callback: Callback) -> None:
         """Call `callback` whenever `source` (a descriptor or what has one) is readable. From any thread."""
@@ -130,7 +144,7 @@ class DeviceLoop:
                     return None
                 left = self._timers[0][0] - self.now()
                 if left > 0:
-                    return left / 1e9
+                    return min(left / 1e9, LONGEST_WAIT)
                 timer = heapq.heappop(self._timers)[2]
             if timer.callback is not None:
                 self._call(timer.callback)
