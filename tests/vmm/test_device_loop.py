@@ -57,7 +57,8 @@ def test_a_cancelled_timer_does_not_come() -> None:
 
 
 def test_cancelled_timers_are_dropped_and_the_others_are_not() -> None:
-    loop, calls = Loop(), []
+    loop = Loop()
+    calls: list[int] = []
     kept = [loop.call_at(n, partial(calls.append, n)) for n in range(0, 1000, 10)]
     for n in range(10_000):
         loop.call_at(2**62 + n, lambda: None).cancel()

@@ -86,6 +86,17 @@ def test_append(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.kvm
+def test_append_takes_any_bytes() -> None:
+    done = subprocess.run(
+        [*(word.encode() for word in COMMAND), guest("multiboot/hello").encode(), b"--append", b"\xff"],
+        capture_output=True,
+        timeout=50,
+    )
+    assert done.stdout.startswith(b"irqchip-vmm\n\xff\n")
+    assert done.returncode == 7
+
+
+@pytest.mark.kvm
 def test_standard_input_is_com1() -> None:
     done = run(guest("real/echo"), stdin=b"x" * 24_000 + b"q")
     assert done.stdout.startswith(b"x" * 24_000 + b"\n")
@@ -123,7 +134,6 @@ def test_nobody_reads_the_output() -> None:
     [
         (["--chip", "kvm_kernle"], "did you mean kvm_kernel?"),
         (["--hypervisor", "kwm"], "did you mean kvm?"),
-        (["--memory", "4000"], "memory_size"),
         (["--vcpus", "255", guest("real/exit")], "vcpu_count"),
         (["--vcpus", "65"], "64 vCPUs"),
         (["--memory", "1"], "memory ends at"),
@@ -132,7 +142,8 @@ def test_nobody_reads_the_output() -> None:
         (["no/such/guest"], "no/such/guest: cannot read it: No such file or directory"),
         ([str(Path(__file__).parent)], "Is a directory"),
         (["bad\0name"], "cannot read it"),
-        (["--memory", "9" * 30, guest("real/exit")], "memory_size"),
+        ([guest("multiboot/hello"), "--append", "\ud800"], "the command line cannot be encoded"),
+        (["/dev/zero", "--memory", "3072"], "larger than the 64 MiB of what is read of a pipe or device"),
     ],
 )
 def test_mistakes(capfd: pytest.CaptureFixture[str], args: list[str], said: str) -> None:
@@ -145,19 +156,23 @@ def test_mistakes(capfd: pytest.CaptureFixture[str], args: list[str], said: str)
 
 
 @pytest.mark.parametrize(
-    "args",
+    ("args", "said"),
     [
-        ["--vcpus", "0"],
-        ["--vcpus", "two"],
-        ["--memory", "-1"],
-        ["--timeout", "0"],
-        ["--timeout", "nan"],
-        ["--timeout", "1e300"],
-        ["--require", "magic"],
+        (["--vcpus", "0"], "'0' is not a whole number above 0"),
+        (["--vcpus", "two"], "'two' is not a whole number above 0"),
+        (["--memory", "-1"], "'-1' is not a whole number from 1 to 3072"),
+        (["--memory", "3073"], "'3073' is not a whole number from 1 to 3072"),
+        (["--memory", "9" * 5000], "' is not a whole number from 1 to 3072"),
+        (["--timeout", "0"], "'0' is not a time above 0"),
+        (["--timeout", "soon"], "'soon' is not a time above 0"),
+        (["--timeout", "nan"], "'nan' is not a time above 0"),
+        (["--timeout", "1e300"], "'1e300' is not a time above 0"),
+        (["--require", "magic"], "invalid choice: 'magic'"),
     ],
 )
-def test_mistakes_that_argparse_sees(capfd: pytest.CaptureFixture[str], args: list[str]) -> None:
+def test_mistakes_that_argparse_sees(capfd: pytest.CaptureFixture[str], args: list[str], said: str) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["run", *args])
     assert caught.value.code == 2
-    assert args[0] in capfd.readouterr().err
+    assert f"argument {args[0]}: " in (err := capfd.readouterr().err)
+    assert said in err

@@ -35,7 +35,7 @@ from irqchip_vmm.devices import debug_exit, generator, i8042, rtc, uart
 from irqchip_vmm.ending import End, Ending, Outcome
 from irqchip_vmm.interrupts import EdgeIrq, IrqCount, LevelIrq, MsiIrq
 from irqchip_vmm.loaders.image import Image
-from irqchip_vmm.memory import MAX_SIZE, MIN_SIZE, PAGE, GuestMemory
+from irqchip_vmm.memory import GuestMemory, check_size
 from irqchip_vmm.vcpu_thread import VcpuThread
 
 _log = logging.getLogger(__name__)
@@ -101,8 +101,8 @@ class Machine:
         require: Collection[IrqChipCap] = (),
         console: Callable[[bytes], object] = lambda data: None,
     ) -> None:
-        _check_range("memory_size", memory_size, MIN_SIZE, MAX_SIZE, PAGE)
-        _check_range("vcpu_count", vcpu_count, 1, MAX_VCPUS, 1)
+        check_size(memory_size)
+        _check_range("vcpu_count", vcpu_count, 1, MAX_VCPUS)
         if isinstance(chip, IrqChip) and (hypervisor is None or isinstance(hypervisor, str)):
             raise WrongType(
                 "a chip that is made already comes with its VM",
@@ -184,10 +184,10 @@ class Machine:
                 remedy="give one of port and mmio",
             )
         if port is not None:
-            _check_range("port", port, 0, 0x10000 - length, 1)
+            _check_range("port", port, 0, 0x10000 - length)
             self.io_bus.insert(device, port, length)
         elif mmio is not None:
-            _check_range("mmio", mmio, self.memory.size, (1 << 52) - length, 1)
+            _check_range("mmio", mmio, self.memory.size, (1 << 52) - length)
             self.mmio_bus.insert(device, mmio, length)
 
     def edge_irq(
@@ -394,12 +394,11 @@ class Machine:
         self.close()
 
 
-def _check_range(argument: str, value: int, lowest: int, highest: int, multiple: int) -> None:
-    if not lowest <= value <= highest or value % multiple:
-        of = f", a multiple of {multiple}" if multiple > 1 else ""
+def _check_range(argument: str, value: int, lowest: int, highest: int) -> None:
+    if not lowest <= value <= highest:
         raise InvalidArgument(
             f"{value:#x} is out of range",
             subject="Machine",
             argument=argument,
-            remedy=f"give {lowest:#x} to {highest:#x}{of}",
+            remedy=f"give {lowest:#x} to {highest:#x}",
         )
