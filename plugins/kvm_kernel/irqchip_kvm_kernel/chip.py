@@ -379,16 +379,23 @@ class KvmKernelIrqChip(IrqChipX86_64):
         )
 
     @override
-    def restore_chip_specific(self, data: Any) -> None:
+    def check_chip_specific(self, data: Any, vcpu_count: int) -> None:
         shared = self._shared
         count = len(shared.vcpus)
-        if not isinstance(data, KernelChipState) or not len(data.apic_bases) == len(data.interrupt_bitmaps) == count:
+        fits = isinstance(data, KernelChipState) and len(data.apic_bases) == len(data.interrupt_bitmaps) == count
+        if not fits or vcpu_count != count:
             raise InvalidArgument(
                 f"it is not the state of a {NAME} chip of {count} vCPUs",
                 subject=NAME,
-                argument="data",
-                remedy="restore what snapshot_chip_specific of such a chip gave",
+                argument="chip_specific",
+                remedy="restore what a chip of this backend gave that was made for as many vCPUs",
             )
+        shared.routes.replaced(data.routes)  # raises if they are none
+
+    @override
+    def restore_chip_specific(self, data: Any) -> None:
+        count = len(self._shared.vcpus)
+        self.check_chip_specific(data, count)
         vcpus = [self._vcpu(vcpu_id) for vcpu_id in range(count)]
         self.set_irq_routes(data.routes)
         for vcpu, apic_base, bitmap in zip(vcpus, data.apic_bases, data.interrupt_bitmaps, strict=True):
