@@ -9,6 +9,7 @@ from typing import Self
 
 import pytest
 
+from irqchip_core.errors import Closed, InvalidArgument
 from irqchip_core.events import Event
 from irqchip_vmm.device_loop import DeviceLoop
 
@@ -28,6 +29,13 @@ class Loop(DeviceLoop):
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
+
+
+class Pipe:
+    """What has a descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self.fileno = lambda: fd
 
 
 def test_timers_come_in_order_and_not_early() -> None:
@@ -105,6 +113,46 @@ def test_what_is_watched_is_called_until_it_is_unwatched() -> None:
     os.close(reader)
     os.close(writer)
     assert seen == [b"a", b"b", b"c"]
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_what_cannot_be_watched_is_refused_to_the_caller(started: bool) -> None:
+    loop = Loop()
+    reader, writer = os.pipe()
+    if started:
+        loop.start()
+    loop.watch(reader, lambda: None)
+    for source in (reader, Pipe(reader), 10**6, -1, 10**30, "reader", None):
+        with pytest.raises(InvalidArgument, match="source"):
+            loop.watch(source, lambda: None)
+    for source in (writer, 10**6):
+        with pytest.raises(InvalidArgument, match="source"):
+            loop.unwatch(source)
+    loop.unwatch(Pipe(reader))
+    loop.watch(reader, lambda: None)
+    loop.stop()
+    with pytest.raises(Closed):
+        loop.watch(writer, lambda: None)
+    os.close(reader)
+    os.close(writer)
+    assert loop.errors == []
+
+
+def test_watching_anew_in_a_callback() -> None:
+    done = threading.Event()
+    reader, writer = os.pipe()
+
+    def again() -> None:
+        loop.unwatch(reader)
+        loop.watch(reader, done.set)
+
+    with Loop() as loop:
+        loop.watch(reader, again)
+        os.write(writer, b"x")
+        assert done.wait(10)
+    os.close(reader)
+    os.close(writer)
+    assert loop.errors == []
 
 
 def test_a_callback_that_fails_is_told_and_the_loop_goes_on() -> None:
