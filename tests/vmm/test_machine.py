@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -69,6 +70,45 @@ def test_a_machine_runs_once_and_needs_a_guest() -> None:
         loaded(machine, "real/exit").run(TIMEOUT)
         with pytest.raises(Closed):
             machine.run()
+    machine.close()  # again
+
+
+@pytest.mark.parametrize("timeout", [1e12, -1, float("nan")])
+def test_a_time_nobody_can_wait_is_refused_before_the_run(timeout: float) -> None:
+    with loaded(Machine(), "real/exit") as machine:
+        with pytest.raises(InvalidArgument, match="timeout"):
+            machine.run(timeout)
+        assert machine.run(TIMEOUT).end.outcome is Outcome.EXIT
+
+
+def test_loading_after_close() -> None:
+    machine = Machine()
+    machine.close()
+    with pytest.raises(Closed, match="the machine is closed"):
+        loaded(machine, "real/exit")
+
+
+def test_a_timer_beyond_the_run_and_a_source_watched_twice() -> None:
+    reader, writer = os.pipe()
+    with loaded(Machine(), "real/exit") as machine:
+        machine.call_later(30 * 86400 * 10**9, lambda: None)
+        machine.watch(reader, lambda: None)
+        with pytest.raises(InvalidArgument, match="watched already"):
+            machine.watch(reader, lambda: None)
+        with pytest.raises(InvalidArgument, match="not watched"):
+            machine.unwatch(writer)
+        assert machine.run(TIMEOUT).end.outcome is Outcome.EXIT
+    os.close(reader)
+    os.close(writer)
+
+
+def test_close_after_the_vm_releases_all_the_same() -> None:
+    machine = Machine()
+    events = [irq.event for irq in machine.irqs]
+    machine.vm.close()
+    with pytest.raises(Closed):
+        machine.close()
+    assert all(event.get_trigger().closed for event in events)
     machine.close()  # again
 
 

@@ -14,12 +14,13 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Self, TypeVar
 
 from attrs import frozen
 
 from irqchip_core.allocator import SystemAllocator
+from irqchip_core.arguments import check_int
 from irqchip_core.bus import Bus, BusDevice
 from irqchip_core.chip import IrqChip, IrqChipCap
 from irqchip_core.errors import Closed, Exhausted, InvalidArgument, IrqChipError, WrongType
@@ -102,7 +103,7 @@ class Machine:
         console: Callable[[bytes], object] = lambda data: None,
     ) -> None:
         check_size(memory_size)
-        _check_range("vcpu_count", vcpu_count, 1, MAX_VCPUS)
+        check_int(vcpu_count, 1, MAX_VCPUS, subject="Machine", argument="vcpu_count")
         if isinstance(chip, IrqChip) and (hypervisor is None or isinstance(hypervisor, str)):
             raise WrongType(
                 "a chip that is made already comes with its VM",
@@ -184,10 +185,10 @@ class Machine:
                 remedy="give one of port and mmio",
             )
         if port is not None:
-            _check_range("port", port, 0, 0x10000 - length)
+            check_int(port, 0, 0x10000 - length, subject="Machine", argument="port")
             self.io_bus.insert(device, port, length)
         elif mmio is not None:
-            _check_range("mmio", mmio, self.memory.size, (1 << 52) - length)
+            check_int(mmio, self.memory.size, (1 << 52) - length, subject="Machine", argument="mmio")
             self.mmio_bus.insert(device, mmio, length)
 
     def edge_irq(
@@ -227,11 +228,16 @@ class Machine:
         return irq
 
     def watch(self, source: object, callback: Callable[[], object]) -> None:
-        """Call `callback` on the devices' thread whenever `source` (a descriptor, or what has one) is readable."""
+        """Call `callback` on the devices' thread whenever `source` (a descriptor, or what has one) is readable.
+
+        Raises:
+            InvalidArgument: `source` is not open, or is watched already.
+            Closed: The run is over.
+        """
         self._loop.watch(source, callback)
 
     def unwatch(self, source: object) -> None:
-        """Undo `watch`."""
+        """Undo `watch`, before `source` is closed. Raises as `watch` does, for what is not watched."""
         self._loop.unwatch(source)
 
     def call_later(self, nanoseconds: int, callback: Callable[[], object]) -> Timer:
@@ -245,7 +251,10 @@ class Machine:
 
         Raises:
             InvalidArgument: It does not fit into memory.
+            Closed: The machine is closed.
         """
+        if not self._cleanup:
+            raise Closed("the machine is closed", subject="Machine", remedy="make another one")
         image.write_to(self.memory)
         self._image = image
 
@@ -253,16 +262,23 @@ class Machine:
         """Run the guest to its end. Once for each machine.
 
         Args:
-            timeout: Seconds to wait for the end at most.
+            timeout: Seconds to wait for the end at most, 0 to `threading.TIMEOUT_MAX`; None waits for ever.
 
         Returns:
             What became of it; failures of vCPUs and devices included.
 
         Raises:
-            InvalidArgument: No guest was loaded.
+            InvalidArgument: No guest was loaded, or the timeout is out of range.
             Closed: The machine has run already, or is closed.
             IrqChipError: The machine cannot start, or a vCPU does not end when it is told to.
         """
+        if timeout is not None and not 0 <= timeout <= threading.TIMEOUT_MAX:
+            raise InvalidArgument(
+                f"{timeout} is not a time to wait",
+                subject="Machine",
+                argument="timeout",
+                remedy=f"give 0 to {threading.TIMEOUT_MAX:.0f} seconds, or None",
+            )
         if self._image is None:
             raise InvalidArgument("there is no guest to run", subject="Machine", remedy="load one first")
         if self._started or not self._cleanup:
@@ -366,26 +382,18 @@ class Machine:
     # --- Closing ---
 
     def _close_irqs(self) -> None:
-        for irq in self.irqs:
-            irq.close()
-        self.irqs.clear()
+        irqs, self.irqs = self.irqs, []
+        _do_all(irq.close for irq in irqs)
 
     def close(self) -> None:
         """End the run, if one is under way, and release everything. Closing twice is harmless.
 
         Raises:
-            IrqChipError: A vCPU does not end; all else is released.
+            IrqChipError: A vCPU does not end, or the VM was closed before; all else is released.
         """
         self._ending.finish(Outcome.STOPPED)
-        first_error: Exception | None = None
-        for undo in [self._join, *reversed(self._cleanup)]:
-            try:
-                undo()
-            except Exception as error:
-                first_error = first_error or error
-        self._cleanup.clear()
-        if first_error is not None:
-            raise first_error
+        cleanup, self._cleanup = self._cleanup, []
+        _do_all([self._join, *reversed(cleanup)])
 
     def __enter__(self) -> Self:
         return self
@@ -394,11 +402,13 @@ class Machine:
         self.close()
 
 
-def _check_range(argument: str, value: int, lowest: int, highest: int) -> None:
-    if not lowest <= value <= highest:
-        raise InvalidArgument(
-            f"{value:#x} is out of range",
-            subject="Machine",
-            argument=argument,
-            remedy=f"give {lowest:#x} to {highest:#x}",
-        )
+def _do_all(steps: Iterable[Callable[[], object]]) -> None:
+    """Take all steps, whichever fail; raises the first error."""
+    first_error: Exception | None = None
+    for step in steps:
+        try:
+            step()
+        except Exception as error:
+            first_error = first_error or error
+    if first_error is not None:
+        raise first_error
