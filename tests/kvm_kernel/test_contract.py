@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,8 +87,16 @@ def test_a_second_chip_is_refused(vm: KvmVm, chip: KvmKernelIrqChip) -> None:
 def test_only_vms_of_kvm_will_do(vm: KvmVm) -> None:
     with pytest.raises(WrongType, match=r"kvm_kernel: vm: it is a object; give an irqchip_kvm\.KvmVm"):
         KvmKernelIrqChip(object(), 1)  # type: ignore[arg-type]
-    with pytest.raises(InvalidArgument, match="vcpu_count"):
-        KvmKernelIrqChip(vm, 0)
+
+
+@pytest.mark.parametrize("vcpu_count", [-1, 0, 10**12, "2", True])
+def test_a_chip_for_an_absurd_number_of_vcpus_is_refused_before_kvm_makes_one(vm: KvmVm, vcpu_count: int) -> None:
+    with pytest.raises((InvalidArgument, WrongType), match=r"kvm_kernel: vcpu_count: .*; give"):
+        KvmKernelIrqChip(vm, vcpu_count)
+    with pytest.raises((InvalidArgument, WrongType), match="vcpu_count: "):
+        create_irqchip("kvm_kernel", vm=vm, vcpu_count=vcpu_count)
+    with KvmKernelIrqChip(vm, vm.max_vcpu_id()):  # which it could not be if the VM had a chip
+        pass
 
 
 # add_vcpu
@@ -112,6 +121,65 @@ def test_add_vcpu_wants_a_kvm_vcpu_and_a_number_in_range(vm: KvmVm, chip: KvmKer
     chip.add_vcpu(0, vcpu)
     chip.add_vcpu(0, vcpu)  # replaces
     assert chip.get_mp_state(0) is MPState.RUNNABLE
+
+
+def test_add_vcpu_wants_the_vcpu_of_that_number_and_of_its_own_vm(vm: KvmVm, chip: KvmKernelIrqChip) -> None:
+    with open_vm() as other_vm:
+        for wrong, says in (
+            (vm.create_vcpu(0), "it is vCPU 0, not 1; add it as its own number"),
+            (other_vm.create_vcpu(1), "it is of another VM; give a vCPU of the VM the chip was made for"),
+        ):
+            with pytest.raises(InvalidArgument, match=f"kvm_kernel: vcpu: {says}"):
+                chip.add_vcpu(1, wrong)
+    with pytest.raises(UnknownVcpu):
+        chip.get_mp_state(1)
+
+
+# What is of another type altogether
+
+NOT_A_NUMBER: list[Any] = ["4", None, 4.0, True]
+
+
+@pytest.mark.parametrize("number", NOT_A_NUMBER)
+def test_what_is_no_number_is_refused(vm: KvmVm, chip: KvmKernelIrqChip, number: Any) -> None:
+    vcpu = vm.create_vcpu(1)
+    with IrqEdgeEvent() as edge, IrqLevelEvent() as level:
+        calls: list[tuple[str, Callable[[], object]]] = [
+            ("irq", lambda: chip.register_edge_irq_event(number, edge, SOURCE)),
+            ("irq", lambda: chip.unregister_edge_irq_event(number, edge)),
+            ("irq", lambda: chip.register_level_irq_event(number, level, SOURCE)),
+            ("irq", lambda: chip.unregister_level_irq_event(number, level)),
+            ("irq", lambda: chip.service_irq(number, True)),
+            ("index", lambda: chip.service_irq_event(number)),
+            ("vector", lambda: chip.broadcast_eoi(number)),
+            ("vcpu_id", lambda: chip.add_vcpu(number, vcpu)),
+            ("vcpu_id", lambda: chip.get_mp_state(number)),
+            ("vcpu_id", lambda: chip.get_lapic_state(number)),
+        ]
+        for argument, call in calls:
+            with pytest.raises(WrongType, match=f"kvm_kernel: {argument}: .* give it as int"):
+                call()
+
+
+def test_what_is_of_another_kind_is_refused(chip: KvmKernelIrqChip) -> None:
+    anything: Any = chip
+    with IrqEdgeEvent() as edge, IrqLevelEvent() as level:
+        calls: list[tuple[str, str, Callable[[], object]]] = [
+            ("event", "IrqEdgeEvent", lambda: anything.register_edge_irq_event(10, level, SOURCE)),
+            ("event", "IrqLevelEvent", lambda: anything.register_level_irq_event(10, edge, SOURCE)),
+            ("event", "IrqEdgeEvent", lambda: anything.unregister_edge_irq_event(10, level)),
+            ("event", "IrqLevelEvent", lambda: anything.unregister_level_irq_event(10, edge)),
+            ("event", "IrqEdgeEvent", lambda: anything.register_edge_irq_event(10, edge.get_trigger(), SOURCE)),
+            ("route", "IrqRoute", lambda: anything.route_irq(None)),
+            ("route", "IrqRoute", lambda: anything.set_irq_routes([None])),
+            ("routes", "Iterable", lambda: anything.set_irq_routes(None)),
+            ("capability", "IrqChipCap", lambda: anything.check_capability("x2apic")),
+        ]
+        for argument, kind, call in calls:
+            with pytest.raises(WrongType, match=f"kvm_kernel: {argument}: .* give it as {kind}"):
+                call()
+        chip.register_edge_irq_event(10, edge, SOURCE)  # both triggers are free still
+        chip.register_level_irq_event(10, level, SOURCE)
 
 
 # Edge events
@@ -186,7 +254,7 @@ def test_a_gsi_that_is_no_u32_is_refused(chip: KvmKernelIrqChip, gsi: int) -> No
             lambda: chip.service_irq(gsi, True),
         ]
         for call in calls:
-            with pytest.raises(InvalidArgument, match=r"irq: GSI .* is out of range"):
+            with pytest.raises(InvalidArgument, match=r"kvm_kernel: irq: .* is not from 0 to 4294967295"):
                 call()
 
 

@@ -61,6 +61,11 @@ class KvmVcpu:
         return self._id
 
     @property
+    def vm(self) -> KvmVm:
+        """The VM it is a part of."""
+        return self._vm
+
+    @property
     def closed(self) -> bool:
         return self._handle.closed
 

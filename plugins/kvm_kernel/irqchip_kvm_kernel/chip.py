@@ -16,6 +16,7 @@ from attrs import frozen
 from typing_extensions import override
 
 from irqchip_core.allocator import SystemAllocator
+from irqchip_core.arguments import check_int, check_type
 from irqchip_core.bus import Bus
 from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
 from irqchip_core.errors import Closed, InvalidArgument, UnknownVcpu, WrongType
@@ -106,10 +107,11 @@ class KvmKernelIrqChip(IrqChipX86_64):
 
     Args:
         vm: A KVM VM without vCPUs and without a chip.
-        vcpu_count: How many vCPUs it will have at most.
+        vcpu_count: How many vCPUs it will have at most: 1 to `KvmVm.max_vcpu_id`.
 
     Raises:
         WrongType: `vm` is not a `KvmVm`.
+        InvalidArgument: `vcpu_count` is out of range.
         HypervisorError: KVM refuses to make the chip, because a vCPU or another chip exists.
     """
 
@@ -121,8 +123,7 @@ class KvmKernelIrqChip(IrqChipX86_64):
             raise WrongType(
                 f"it is a {type(vm).__name__}", subject=NAME, argument="vm", remedy="give an irqchip_kvm.KvmVm"
             )
-        if vcpu_count < 1:
-            raise InvalidArgument(f"{vcpu_count} is below 1", subject=NAME, argument="vcpu_count")
+        check_int(vcpu_count, 1, vm.max_vcpu_id(), subject=NAME, argument="vcpu_count")
         vm.create_irqchip()
         vm.create_pit2()
         self._state: _Shared | None = _Shared(vm, vcpu_count)
@@ -139,6 +140,7 @@ class KvmKernelIrqChip(IrqChipX86_64):
 
     def _vcpu(self, vcpu_id: int) -> KvmVcpu:
         vcpus = self._shared.vcpus
+        check_type(vcpu_id, int, subject=NAME, argument="vcpu_id")
         vcpu = vcpus[vcpu_id] if 0 <= vcpu_id < len(vcpus) else None
         if vcpu is None:
             raise UnknownVcpu(
@@ -149,6 +151,7 @@ class KvmKernelIrqChip(IrqChipX86_64):
     @override
     def add_vcpu(self, vcpu_id: int, vcpu: Vcpu) -> None:
         shared = self._shared
+        check_type(vcpu_id, int, subject=NAME, argument="vcpu_id")
         if not 0 <= vcpu_id < len(shared.vcpus):
             raise UnknownVcpu(
                 f"vCPU {vcpu_id} is beyond the {len(shared.vcpus)} the chip was made for",
@@ -159,6 +162,17 @@ class KvmKernelIrqChip(IrqChipX86_64):
         if not isinstance(vcpu, KvmVcpu):
             raise WrongType(
                 f"it is a {type(vcpu).__name__}", subject=NAME, argument="vcpu", remedy="give an irqchip_kvm.KvmVcpu"
+            )
+        if vcpu.vm is not shared.vm:
+            raise InvalidArgument(
+                "it is of another VM",
+                subject=NAME,
+                argument="vcpu",
+                remedy="give a vCPU of the VM the chip was made for",
+            )
+        if vcpu.id != vcpu_id:
+            raise InvalidArgument(
+                f"it is vCPU {vcpu.id}, not {vcpu_id}", subject=NAME, argument="vcpu", remedy="add it as its own number"
             )
         shared.vcpus[vcpu_id] = vcpu
 
@@ -192,27 +206,28 @@ class KvmKernelIrqChip(IrqChipX86_64):
         self.observers.event_unregistered(self, irq)
 
     def _check_gsi(self, irq: int) -> None:
-        if not 0 <= irq < 1 << 32:
-            raise InvalidArgument(
-                f"GSI {irq} is out of range", subject=NAME, argument="irq", remedy="give an unsigned 32-bit number"
-            )
+        check_int(irq, 0, (1 << 32) - 1, subject=NAME, argument="irq")
 
     @override
     def register_edge_irq_event(self, irq: int, event: IrqEdgeEvent, source: IrqEventSource) -> IrqEventIndex | None:
+        check_type(event, IrqEdgeEvent, subject=NAME, argument="event")
         self._register(irq, event, source)
         return None
 
     @override
     def unregister_edge_irq_event(self, irq: int, event: IrqEdgeEvent) -> None:
+        check_type(event, IrqEdgeEvent, subject=NAME, argument="event")
         self._unregister(irq, event.get_trigger())
 
     @override
     def register_level_irq_event(self, irq: int, event: IrqLevelEvent, source: IrqEventSource) -> IrqEventIndex | None:
+        check_type(event, IrqLevelEvent, subject=NAME, argument="event")
         self._register(irq, event, source)
         return None
 
     @override
     def unregister_level_irq_event(self, irq: int, event: IrqLevelEvent) -> None:
+        check_type(event, IrqLevelEvent, subject=NAME, argument="event")
         self._unregister(irq, event.get_trigger())
 
     # Routes: KVM_SET_GSI_ROUTING takes the whole table, so ours is kept only when KVM took it.
@@ -248,11 +263,13 @@ class KvmKernelIrqChip(IrqChipX86_64):
     @override
     def service_irq_event(self, index: IrqEventIndex) -> None:
         self._check_open()
+        check_type(index, int, subject=NAME, argument="index")
         _log.error("%s: asked to serve event %d, but the kernel serves all events itself", NAME, index)
 
     @override
     def broadcast_eoi(self, vector: int) -> None:
         self._check_open()
+        check_int(vector, 0, 255, subject=NAME, argument="vector")
         _log.error("%s: told of the EOI of vector %d, which the IOAPIC in the kernel has seen itself", NAME, vector)
 
     # vCPUs: the kernel injects, halts, waits and wakes.
@@ -307,7 +324,9 @@ class KvmKernelIrqChip(IrqChipX86_64):
 
     @override
     def check_capability(self, capability: IrqChipCap) -> bool:
-        return capability in self._shared.capabilities
+        shared = self._shared
+        check_type(capability, IrqChipCap, subject=NAME, argument="capability")
+        return capability in shared.capabilities
 
     @override
     def close(self) -> None:
