@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -114,6 +115,21 @@ def test_close_after_the_vm_releases_all_the_same() -> None:
 
 def test_close_without_a_run() -> None:
     Machine(vcpu_count=4).close()
+
+
+def test_a_console_that_waits_is_told_of_the_end() -> None:
+    ended, calls = threading.Event(), []
+
+    def end() -> None:
+        calls.append(1)
+        ended.set()
+
+    def console(data: bytes) -> None:
+        assert ended.wait(TIMEOUT)
+
+    with loaded(Machine(console=console, on_end=end), "real/spam") as machine:
+        assert machine.run(0.5).end.outcome is Outcome.TIMEOUT
+    assert calls == [1]
 
 
 def test_devices_in_wrong_places() -> None:

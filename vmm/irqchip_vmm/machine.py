@@ -85,6 +85,8 @@ class Machine:
         vcpu_count: 1 to 254; APIC ids are 0 and up.
         require: What the chip must be able to do.
         console: Takes each byte the guest sends on COM1, on a vCPU's thread.
+        on_end: Called once, on the thread that ends the run or closes the machine without one. If the console or a
+            device has to wait for something else, let it return now.
 
     Raises:
         InvalidArgument: A size or count out of range.
@@ -101,6 +103,7 @@ class Machine:
         vcpu_count: int = 1,
         require: Collection[IrqChipCap] = (),
         console: Callable[[bytes], object] = lambda data: None,
+        on_end: Callable[[], object] = lambda: None,
     ) -> None:
         check_size(memory_size)
         check_int(vcpu_count, 1, MAX_VCPUS, subject="Machine", argument="vcpu_count")
@@ -113,7 +116,8 @@ class Machine:
             )
         self.vcpu_count = vcpu_count
         self._vcpu_threads: list[VcpuThread] = []
-        self._ending = Ending(self._kick)
+        self._ending = Ending(self._ended)
+        self._on_end = on_end
         self._started = False
         self._cleanup: list[Callable[[], object]] = []  # what was made, to be undone in reverse
         try:
@@ -340,6 +344,10 @@ class Machine:
         _log.error("a device failed", exc_info=error)
         self._ending.finish(Outcome.ERROR, detail=f"a device failed: {type(error).__name__}: {error}")
 
+    def _ended(self) -> None:
+        self._kick()
+        self._on_end()
+
     def _kick(self) -> None:
         for thread in self._vcpu_threads:
             thread.kick()
@@ -360,7 +368,7 @@ class Machine:
                 raise IrqChipError(
                     f"{names} did not end within {JOIN_SECONDS:g} seconds",
                     subject="Machine",
-                    remedy="see that the console callback and devices return",
+                    remedy="see that the console and devices return; on_end says when",
                 )
             self._kick()
 
