@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from irqchip_core.errors import Closed, EventInUse, HypervisorError, InvalidArgument, InvalidRoute
+from irqchip_core.errors import Closed, EventInUse, HypervisorError, InvalidArgument, InvalidRoute, WrongType
 from irqchip_core.events import Event
 from irqchip_core.exits import HltExit, IoExit, MmioExit
 from irqchip_core.routes import GSI_COUNT, IrqRoute, IrqSourceChip, PinSource, default_routes
@@ -180,8 +181,26 @@ def test_msi_that_nobody_takes(kernel_vm: KvmVm, guest: KvmVcpu) -> None:
 
 @pytest.mark.parametrize(("address", "data"), [(-1, 0), (1 << 64, 0), (LAPIC, 1 << 32), (LAPIC, -1)])
 def test_msi_out_of_range(kernel_vm: KvmVm, address: int, data: int) -> None:
-    with pytest.raises(InvalidArgument, match="address, data"):
+    with pytest.raises(InvalidArgument, match=r"KVM VM: (address|data): "):
         kernel_vm.signal_msi(address, data)
+
+
+@pytest.mark.parametrize("other", ["4", None, 4.0, True])
+def test_what_is_no_number_or_event(kernel_vm: KvmVm, other: Any) -> None:
+    with Event() as trigger:
+        for call in (
+            lambda: kernel_vm.assign_irqfd(other, trigger),
+            lambda: kernel_vm.deassign_irqfd(other, trigger),
+            lambda: kernel_vm.irq_line(other, True),
+            lambda: kernel_vm.signal_msi(other, 0),
+            lambda: kernel_vm.signal_msi(LAPIC, other),
+            lambda: kernel_vm.assign_irqfd(4, other),
+        ):
+            with pytest.raises(WrongType, match=r"KVM VM: \w+: .* give it as (int|Event)"):
+                call()
+        resample: Any = trigger.fileno()
+        with pytest.raises(WrongType, match="KVM VM: resample: "):
+            kernel_vm.assign_irqfd(4, trigger, resample)
 
 
 def test_routes_take_effect_and_go(kernel_vm: KvmVm, guest: KvmVcpu) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 import irqchip_kvm.vcpu
-from irqchip_core.errors import Closed, HypervisorError, InvalidArgument
+import irqchip_kvm.vm
+from irqchip_core.errors import Closed, HypervisorError, InvalidArgument, WrongType
 from irqchip_core.exits import IoExit, MmioExit
 from irqchip_core.vcpu import VcpuX86_64, Vm
 from irqchip_kvm import Kvm, KvmVcpu, KvmVm
@@ -160,13 +162,39 @@ def test_unmapped_memory_becomes_mmio(vm: KvmVm) -> None:
 
 @pytest.mark.parametrize(
     ("address", "size"),
-    [(1, 4096), (0, 0), (0, 100), (-4096, 4096), (0x1000, -4096), (1 << 64, 4096), (0x8000, 0x1000)],
-)
-def test_memory_that_cannot_be_mapped(vm: KvmVm, address: int, size: int) -> None:
+    [
+        (1, 4096), (0, 0), (0, 100), (-4096, 4096), (0x1000, -4096), (1 << 64, 4096), (0, (1 << 64) + 4096),
+        ((1 << 64) - 4096, 8192), (1 << 60, 1 << 64),
+    ],
+)  # fmt: skip
+def test_memory_that_cannot_be_is_not_taken_from_the_host(
+    vm: KvmVm, monkeypatch: pytest.MonkeyPatch, address: int, size: int
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(irqchip_kvm.vm, "anonymous_pages", pytest.fail)
+        with pytest.raises(InvalidArgument, match=r"give a number from|use multiples of 4096"):
+            vm.map_memory(address, size)
+    assert vm.map_memory(0, 0x1000)[0] == 0
+
+
+def test_memory_that_overlaps(vm: KvmVm) -> None:
     vm.map_memory(0, 0x10000)
-    with pytest.raises(InvalidArgument):
-        vm.map_memory(address, size)
+    with pytest.raises(InvalidArgument, match="overlaps"):
+        vm.map_memory(0x8000, 0x1000)
     assert vm.map_memory(0x10000, 0x1000)[0] == 0
+
+
+@pytest.mark.parametrize("number", [4096.0, "4096", None, True])
+def test_memory_of_no_number(vm: KvmVm, monkeypatch: pytest.MonkeyPatch, number: Any) -> None:
+    monkeypatch.setattr(irqchip_kvm.vm, "anonymous_pages", pytest.fail)
+    for call in (
+        lambda: vm.map_memory(0, number),
+        lambda: vm.map_memory(number, 4096),
+        lambda: vm.unmap_memory(number),
+        lambda: vm.create_vcpu(number),
+    ):
+        with pytest.raises(WrongType, match=r"KVM VM: \w+: .* give it as int"):
+            call()
 
 
 def test_unmapping_what_is_not_mapped(vm: KvmVm) -> None:

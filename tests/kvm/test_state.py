@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from irqchip_core.chip import MPState
-from irqchip_core.errors import HypervisorError, InvalidArgument, Unsupported
+from irqchip_core.errors import HypervisorError, InvalidArgument, Unsupported, WrongType
 from irqchip_core.exits import HltExit, InterruptedExit
 from irqchip_core.x86.registers import CpuidEntry, Regs
 from irqchip_core.x86.state import PicInitState, PicSelect, PitRwMode
@@ -178,6 +179,18 @@ def test_mp_state_without_a_chip(vm: KvmVm) -> None:
     assert vcpu.get_mp_state() is MPState.RUNNABLE
     with pytest.raises(InvalidArgument, match="this state"):
         vcpu.set_mp_state(MPState.HALTED)
+
+
+def test_mp_state_that_is_none(vm: KvmVm) -> None:
+    vm.create_irqchip()
+    vcpu: Any = vm.create_vcpu(0)
+    for number in (-1, 1 << 32):
+        with pytest.raises(InvalidArgument, match="state"):
+            vcpu.set_mp_state(number)
+    for other in ("x", True, None):
+        with pytest.raises(WrongType, match="KVM vCPU 0: state: "):
+            vcpu.set_mp_state(other)
+    assert vcpu.get_mp_state() is MPState.RUNNABLE
 
 
 def test_a_vcpu_that_waits_for_its_start_up_ipi_can_be_kicked(vm: KvmVm) -> None:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
+from irqchip_core.arguments import check_int, check_type
 from irqchip_core.chip import MPState
 from irqchip_core.errors import Closed, HypervisorError, InvalidArgument
 from irqchip_core.exits import Exit, UnknownExit
@@ -175,8 +176,7 @@ class KvmVcpu:
 
     @cr8.setter
     def cr8(self, value: int) -> None:
-        if not 0 <= value <= 15:
-            raise InvalidArgument(f"{value} is not from 0 to 15", subject=self._handle.subject, argument="cr8")
+        check_int(value, 0, 15, subject=self._handle.subject, argument="cr8")
         self._run_words[abi.RUN_CR8 // 4] = value
 
     @property
@@ -198,8 +198,7 @@ class KvmVcpu:
         reason = self._run_words[_EXIT_REASON_WORD]
         if reason not in (abi.ExitReason.X86_RDMSR, abi.ExitReason.X86_WRMSR):
             raise InvalidArgument("the last exit was no MSR access", subject=self._handle.subject)
-        if not 0 <= value < 1 << 64:
-            raise InvalidArgument(f"{value:#x} is not of 64 bits", subject=self._handle.subject, argument="value")
+        check_int(value, 0, (1 << 64) - 1, subject=self._handle.subject, argument="value")
         self._run[abi.RUN_MSR_ERROR] = 1 if fault else 0
         if reason == abi.ExitReason.X86_RDMSR:
             abi.RUN_U64.pack_into(self._run, abi.RUN_MSR_DATA, value)
@@ -216,8 +215,7 @@ class KvmVcpu:
             InvalidArgument: `vector` is out of range.
             HypervisorError: EAGAIN: not ready. EEXIST: one is queued (split). ENXIO: the kernel has the chip.
         """
-        if not 0 <= vector <= 255:
-            raise InvalidArgument(f"{vector} is not from 0 to 255", subject=self._handle.subject, argument="vector")
+        check_int(vector, 0, 255, subject=self._handle.subject, argument="vector")
         if not self.ready_for_interrupt():
             raise failure(abi.KVM_INTERRUPT.name, errno.EAGAIN, self._handle.subject)
         self._call(abi.KVM_INTERRUPT, abi.INTERRUPT.pack(vector))
@@ -302,4 +300,5 @@ class KvmVcpu:
 
     def set_mp_state(self, state: MPState) -> None:
         """Set it. Raises `InvalidArgument` for STOPPED, and without a local APIC for all but RUNNABLE."""
-        self._call(abi.KVM_SET_MP_STATE, abi.MP_STATE.pack(state))
+        check_type(state, int, subject=self._handle.subject, argument="state")
+        self._call(abi.KVM_SET_MP_STATE, records.pack(abi.MP_STATE, "state", state))
