@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,8 @@ from irqchip_core.errors import Closed, EventInUse, HypervisorError, InvalidArgu
 from irqchip_core.events import Event
 from irqchip_core.exits import HltExit, IoExit, MmioExit
 from irqchip_core.routes import GSI_COUNT, IrqRoute, IrqSourceChip, PinSource, default_routes
-from irqchip_kvm import KvmVcpu, KvmVm
+from irqchip_kvm import Cap, KvmVcpu, KvmVm
+from irqchip_kvm.ioctl import Handle
 
 from .guest import HALT, PATIENCE, long_mode_taker, real_mode, run_until_exit, running, taken
 
@@ -286,6 +288,19 @@ def test_ioeventfd_refused(vm: KvmVm) -> None:
             vm.assign_ioeventfd(other, 0x20, 3, port=True)
         with pytest.raises(InvalidArgument):
             vm.assign_ioeventfd(other, -1, 4)
+        with pytest.raises(InvalidArgument, match="or a datamatch without one"):
+            vm.assign_ioeventfd(other, 0x30, port=True, datamatch=1)
+
+
+def test_a_pit_whose_interrupts_would_go_nowhere_is_not_asked_for(vm: KvmVm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux 6.1 would make it, 6.18 refuses."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Handle, "call", pytest.fail)
+        with pytest.raises(HypervisorError, match="create the chip in the kernel first") as caught:
+            vm.create_pit2()
+    assert (caught.value.call, caught.value.errno) == ("KVM_CREATE_PIT2", errno.ENOENT)
+    vm.create_irqchip()
+    vm.create_pit2()
 
 
 # --- chips that cannot be, in the order of the errors' table
@@ -327,7 +342,8 @@ def with_nothing(vm: KvmVm) -> None:
         (with_nothing, lambda vm: vm.signal_msi(LAPIC, 1), "KVM_SIGNAL_MSI", "enable_split_irqchip"),
         (with_vcpu, with_vcpu, "KVM_CREATE_VCPU", "another number"),
         (with_nothing, lambda vm: vm.create_vcpu(vm.max_vcpu_id()), "KVM_CREATE_VCPU", "max_vcpu_id"),
-        (with_nothing, lambda vm: vm.enable_cap(1), "KVM_ENABLE_CAP", ""),
+        (with_nothing, lambda vm: vm.enable_cap(1), "KVM_ENABLE_CAP", "ask check_extension first"),
+        (with_nothing, lambda vm: vm.enable_cap(Cap.PIT2), "KVM_CAP_PIT2", "ask check_extension first"),
     ],
 )
 def test_refusals(

@@ -106,6 +106,8 @@ class KvmVcpu:
         finally:
             self._runner = 0
             self._running.release()
+            if self._handle.closed:  # close() may have given up waiting for us
+                self._vm.forget_vcpu(self)
 
     def kick(self) -> None:
         """Make the current or else the next `run` return `InterruptedExit` soon. From any thread.

@@ -6,6 +6,7 @@ built on it.
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterable, Sequence
 from typing import Self
@@ -27,6 +28,7 @@ from irqchip_kvm.vcpu import KvmVcpu
 PAGE_SIZE = 4096
 
 _SUBJECT = "KVM VM"
+_PICS = (PicSelect.PRIMARY, PicSelect.SECONDARY)  # IRQCHIP_PIC_MASTER and _SLAVE; the next is the IOAPIC
 _U32 = (1 << 32) - 1
 _U64 = (1 << 64) - 1
 
@@ -34,8 +36,6 @@ IDENTITY_MAP_ADDRESS = 0xFFFBC000
 """Where KVM on Intel puts a page it needs to run real-mode code (KVM_SET_IDENTITY_MAP_ADDR)."""
 TSS_ADDRESS = 0xFFFBD000
 """Likewise three pages (KVM_SET_TSS_ADDR). There, no guest memory can be mapped over these four."""
-
-_EPERM = 1
 
 
 class KvmVm:
@@ -51,6 +51,7 @@ class KvmVm:
         self._handle = handle
         self._run_size = run_size
         self._cpuid = list(cpuid)
+        self._has_irqchip = False
         self._lock = threading.Lock()  # of the two below
         self._regions: dict[int, tuple[int, memoryview]] = {}  # by guest address: slot, host memory
         self._vcpus: list[KvmVcpu] = []
@@ -75,8 +76,11 @@ class KvmVm:
             vcpu.close()
         self._handle.close()
         with self._lock:
-            if not self._vcpus:  # else a vCPU still runs, and through it this VM, and with that the memory, lives
-                self._regions.clear()
+            self._release_memory()
+
+    def _release_memory(self) -> None:
+        if self.closed and not self._vcpus:  # else a vCPU still runs, and comes to forget_vcpu when it is done
+            self._regions.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -195,12 +199,14 @@ class KvmVm:
         with self._lock:
             if vcpu in self._vcpus:
                 self._vcpus.remove(vcpu)
+                self._release_memory()
 
     # --- chips
 
     def create_irqchip(self) -> None:
         """Put PICs, IOAPIC and local APICs into the kernel, with a PC's default routes (KVM_CREATE_IRQCHIP)."""
         self._call(abi.KVM_CREATE_IRQCHIP)
+        self._has_irqchip = True
 
     def create_pit2(self, flags: int = 0) -> None:
         """Put the PIT into the kernel too (KVM_CREATE_PIT2).
@@ -208,6 +214,8 @@ class KvmVm:
         Args:
             flags: KVM_PIT_*; 1 makes the kernel answer port 0x61.
         """
+        if not self._has_irqchip and not self.closed:  # Linux 6.1 would make a PIT whose interrupts go nowhere
+            raise failure(abi.KVM_CREATE_PIT2.name, errno.ENOENT, self._handle.subject)
         self._call(abi.KVM_CREATE_PIT2, pack(abi.PIT_CONFIG, "flags", flags))
 
     def enable_split_irqchip(self, pins: int = IOAPIC_PINS) -> None:
@@ -219,9 +227,11 @@ class KvmVm:
         self.enable_cap(Cap.SPLIT_IRQCHIP, pins)
 
     def get_pic_state(self, select: PicSelect) -> PicState:
+        check_int(select, *_PICS, subject=_SUBJECT, argument="select")
         return kvm_layout.pic_from_kvm(self._get_irqchip(select))
 
     def set_pic_state(self, select: PicSelect, state: PicState) -> None:
+        check_int(select, *_PICS, subject=_SUBJECT, argument="select")
         self._call(abi.KVM_SET_IRQCHIP, abi.IRQCHIP.pack(select, kvm_layout.pic_to_kvm(state)))
 
     def get_ioapic_state(self) -> IoapicState:
@@ -336,7 +346,7 @@ class KvmVm:
         check_int(data, 0, _U32, subject=_SUBJECT, argument="data")
         message = abi.MSI.pack(address & 0xFFFFFFFF, address >> 32, data, 0, 0)
         result = self._handle.try_call(abi.KVM_SIGNAL_MSI, message)
-        if result == -_EPERM:  # the kernel's -1 for "no destination", which only looks like an errno
+        if result == -errno.EPERM:  # the kernel's -1 for "no destination", which only looks like an errno
             return False
         if result < 0:
             raise failure(abi.KVM_SIGNAL_MSI.name, -result, self._handle.subject)
