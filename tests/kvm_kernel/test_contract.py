@@ -612,6 +612,36 @@ def test_closing_the_vm_first_is_harmless(vm: KvmVm) -> None:
         chip.close()
 
 
+def test_unregistering_after_the_vm_was_closed_is_harmless(vm: KvmVm) -> None:
+    with KvmKernelIrqChip(vm, 1) as chip, IrqEdgeEvent() as edge, IrqLevelEvent() as level:
+        chip.register_edge_irq_event(5, edge, SOURCE)
+        chip.register_level_irq_event(10, level, SOURCE)
+        vm.close()
+        for _ in range(2):
+            chip.unregister_edge_irq_event(5, edge)
+            chip.unregister_level_irq_event(10, level)
+
+
+def test_a_forked_child_may_close_its_handle_and_its_parent_goes_on(
+    vm: KvmVm, chip: KvmKernelIrqChip, taker: Taker
+) -> None:
+    program_ioapic(chip, {5: ioapic_entry(0x45)})
+    with IrqEdgeEvent() as event:
+        chip.register_edge_irq_event(5, event, SOURCE)
+        if (child := os.fork()) == 0:
+            status = 1
+            try:
+                with pytest.raises(HypervisorError, match="the VM belongs to the process that made it"):
+                    chip.service_irq(5, True)
+                chip.close()
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        event.trigger()
+        assert taker.take() == 0x45
+
+
 def test_finalize_devices_claims_nothing(chip: KvmKernelIrqChip) -> None:
     allocator, io_bus, mmio_bus = SystemAllocator(), Bus("I/O"), Bus("MMIO")
     chip.finalize_devices(allocator, io_bus, mmio_bus)

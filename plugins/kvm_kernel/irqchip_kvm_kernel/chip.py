@@ -7,6 +7,7 @@ bookkeeping: the routing table that was last accepted, which events are connecte
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from irqchip_core.allocator import SystemAllocator
 from irqchip_core.arguments import check_int, check_type
 from irqchip_core.bus import Bus
 from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
-from irqchip_core.errors import Closed, InvalidArgument, UnknownVcpu, WrongType
+from irqchip_core.errors import Closed, HypervisorError, InvalidArgument, UnknownVcpu, WrongType
 from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqEventToken, IrqLevelEvent
 from irqchip_core.hookspecs import Probe
 from irqchip_core.routes import IrqRoute, RoutingTable, default_routes
@@ -200,10 +201,19 @@ class KvmKernelIrqChip(IrqChipX86_64):
             found = next((r for r in shared.registrations if r.gsi == irq and r.trigger == trigger), None)
             if found is None:
                 return
-            shared.vm.deassign_irqfd(irq, found.trigger)
+            self._disconnect(shared.vm, found)
             shared.registrations.remove(found)
         found.trigger.close()
         self.observers.event_unregistered(self, irq)
+
+    def _disconnect(self, vm: KvmVm, registration: _Registration) -> None:
+        try:
+            vm.deassign_irqfd(registration.gsi, registration.trigger)
+        except Closed:
+            pass  # the VM is, and its irqfds went with it
+        except HypervisorError as error:
+            if error.errno != errno.EIO:  # else the VM, with its irqfds, belongs to the process we were forked from
+                raise
 
     def _check_gsi(self, irq: int) -> None:
         check_int(irq, 0, (1 << 32) - 1, subject=NAME, argument="irq")
@@ -339,8 +349,7 @@ class KvmKernelIrqChip(IrqChipX86_64):
                 return
             registrations, shared.registrations = shared.registrations, []
         for registration in registrations:
-            if not shared.vm.closed:
-                shared.vm.deassign_irqfd(registration.gsi, registration.trigger)
+            self._disconnect(shared.vm, registration)
             registration.trigger.close()
 
     # The x86 extension: KVM_GET/SET_IRQCHIP, _LAPIC, _PIT2.
