@@ -1,12 +1,18 @@
-"""How a run ends, and the first cause winning: devices, vCPU threads and the host may all end it at once."""
+"""How a run ends, and the first cause winning: devices, vCPU threads and the host may all end it at once.
+
+And what became of it.
+"""
 
 from __future__ import annotations
 
 import enum
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from attrs import frozen
+
+from irqchip_vmm.devices.generator import ReportRow
+from irqchip_vmm.interrupts import IrqCount
 
 
 class Outcome(enum.Enum):
@@ -43,6 +49,31 @@ class End:
     status: int | None = None
     vcpu_id: int | None = None
     detail: str = ""
+
+
+@frozen
+class RunResult:
+    """What became of a run.
+
+    Attributes:
+        end: How it ended.
+        seconds: How long it took.
+        interrupts: What each device raised.
+        report: What the guest reported to the interrupt generator; None if nothing.
+        report_error: Why the last report was refused; None if none was.
+        exits: How often the vCPUs left guest code, by kind of exit.
+        unclaimed: Accesses of the guest that no device answered.
+        device_errors: Exceptions of devices that were logged and ignored.
+    """
+
+    end: End
+    seconds: float
+    interrupts: Sequence[IrqCount]
+    report: Sequence[ReportRow] | None
+    report_error: str | None
+    exits: Mapping[str, int]
+    unclaimed: int
+    device_errors: int
 
 
 class Ending:

@@ -14,10 +14,8 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable
 from typing import Self, TypeVar
-
-from attrs import frozen
 
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.arguments import check_int
@@ -33,8 +31,8 @@ from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_vmm.cpuid import MAX_XAPIC_ID, vcpu_cpuid
 from irqchip_vmm.device_loop import DeviceLoop, Timer
 from irqchip_vmm.devices import debug_exit, generator, i8042, rtc, uart
-from irqchip_vmm.ending import End, Ending, Outcome
-from irqchip_vmm.interrupts import EdgeIrq, IrqCount, LevelIrq, MsiIrq
+from irqchip_vmm.ending import End, Ending, Outcome, RunResult
+from irqchip_vmm.interrupts import EdgeIrq, LevelIrq, MsiIrq
 from irqchip_vmm.loaders.image import Image
 from irqchip_vmm.memory import GuestMemory, check_size
 from irqchip_vmm.vcpu_thread import VcpuThread
@@ -47,31 +45,6 @@ KICK_SECONDS = 0.2
 """How long a kicked vCPU may take before it is kicked again."""
 JOIN_SECONDS = 10.0
 """How long all vCPUs may take to end before `close` gives up on them."""
-
-
-@frozen
-class RunResult:
-    """What became of a run.
-
-    Attributes:
-        end: How it ended.
-        seconds: How long it took.
-        interrupts: What each device raised.
-        report: What the guest reported to the interrupt generator; None if nothing.
-        report_error: Why the last report was refused; None if none was.
-        exits: How often the vCPUs left guest code, by kind of exit.
-        unclaimed: Accesses of the guest that no device answered.
-        device_errors: Exceptions of devices that were logged and ignored.
-    """
-
-    end: End
-    seconds: float
-    interrupts: Sequence[IrqCount]
-    report: Sequence[generator.ReportRow] | None
-    report_error: str | None
-    exits: Mapping[str, int]
-    unclaimed: int
-    device_errors: int
 
 
 class Machine:

@@ -11,10 +11,10 @@ from irqchip_core.chip import IrqChipCap
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.events import Event
 from irqchip_vmm import report
-from irqchip_vmm.ending import Outcome
+from irqchip_vmm.ending import Outcome, RunResult
 from irqchip_vmm.guest import NAME, demonstration_guest
 from irqchip_vmm.loaders import load_file
-from irqchip_vmm.machine import Machine, RunResult
+from irqchip_vmm.machine import Machine
 from irqchip_vmm.output import Output
 from irqchip_vmm.plugin import DEFAULT_TIMEOUT
 
