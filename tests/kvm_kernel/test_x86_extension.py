@@ -11,6 +11,7 @@ from attrs import evolve
 
 from irqchip_core.chip import MPState
 from irqchip_core.errors import InvalidArgument, InvalidRoute, UnknownVcpu, WrongType
+from irqchip_core.exits import InterruptedExit
 from irqchip_core.routes import IrqRoute
 from irqchip_core.x86.state import ChipSnapshot, PicInitState, PicSelect, PicState, PitRwMode
 from irqchip_kvm import KvmVm
@@ -106,6 +107,7 @@ def test_a_guest_moves_to_another_vm_with_its_interrupts() -> None:
         chip.service_irq(5, True)  # pending in the PIC
         chip.service_irq(6, True)  # pending in the local APIC
         chip.service_irq(6, False)
+        assert taker.vcpu.complete_io() == InterruptedExit()  # else the other VM repeats the OUT that said READY
         snapshot = chip.snapshot(1)
         assert isinstance(snapshot.chip_specific, KernelChipState)
         assert snapshot.mp_states == [MPState.HALTED] or snapshot.mp_states == [MPState.RUNNABLE]

@@ -53,6 +53,8 @@ class KvmVcpu:
         self._run = handle.map(run_size)
         self._run_words = self._run[: abi.RUN_EXIT].cast("I")
         self._this_thread = this_thread()
+        self._kicked = False  # whether immediate_exit is a kick's
+        self._completing = False
         self._running = threading.Lock()
         self._runner = 0  # native id of the thread inside run(), or 0
 
@@ -98,7 +100,9 @@ class KvmVcpu:
                 decoder = _decoder(reason)
                 return UnknownExit(reason) if decoder is None else decoder(self._run)
             if result == -errno.EINTR:
-                self._run[abi.RUN_IMMEDIATE_EXIT] = 0  # only here, so that no kick is lost
+                if not self._completing:
+                    self._kicked = False
+                    self._run[abi.RUN_IMMEDIATE_EXIT] = 0  # only when it has had its effect, so that no kick is lost
                 return INTERRUPTED
             if result == -errno.EAGAIN:  # a start-up IPI has just made this vCPU runnable
                 return INTERRUPTED
@@ -109,11 +113,38 @@ class KvmVcpu:
             if self._handle.closed:  # close() may have given up waiting for us
                 self._vm.forget_vcpu(self)
 
+    def complete_io(self) -> Exit:
+        """Finish the access of the last exit, and execute no further instruction. Then state may be read.
+
+        KVM stores what IN, a load or RDMSR gives, and on AMD steps over OUT, only when KVM_RUN is entered again (KVM
+        API, "The kvm_run structure", note on KVM_EXIT_IO, _MMIO and the MSR exits). So a guest whose registers are
+        saved at such an exit would repeat the access where they are restored. A kick stays for the next `run`.
+
+        Returns:
+            `InterruptedExit` when the access is complete. Otherwise the exit of its next part, as of MMIO across two
+            pages: serve it like one of `run`, and call this again.
+
+        Raises:
+            HypervisorError, Closed: As `run`.
+        """
+        if self._runner:
+            raise self._busy(_KVM_RUN)
+        self._completing = True
+        self._run[abi.RUN_IMMEDIATE_EXIT] = 1  # KVM looks at it after it has finished the access
+        try:
+            return self.run()
+        finally:
+            self._completing = False
+            self._run[abi.RUN_IMMEDIATE_EXIT] = 0
+            if self._kicked:  # a kick between these two lines sets immediate_exit itself
+                self._run[abi.RUN_IMMEDIATE_EXIT] = 1
+
     def kick(self) -> None:
         """Make the current or else the next `run` return `InterruptedExit` soon. From any thread.
 
         Kicks before that return merge. Harmless on a closed vCPU.
         """
+        self._kicked = True  # before immediate_exit: see complete_io()
         self._run[abi.RUN_IMMEDIATE_EXIT] = 1  # before the look at _runner: see run()
         if runner := self._runner:
             self._this_thread.kick_signal.send(runner)
