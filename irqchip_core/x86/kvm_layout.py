@@ -27,6 +27,7 @@ from irqchip_core.x86.state import (
 
 _PIC = struct.Struct("<16B")
 _IOAPIC = struct.Struct(f"<Q4I{IOAPIC_PINS}Q")
+_IOAPIC_ID_SHIFT = 24  # KVM keeps the id's 4 bits, not the register
 _LAPIC = struct.Struct("<" + "I12x" * LAPIC_REGISTERS)
 _PIT_CHANNEL = struct.Struct("<IH10Bq")
 _PIT = struct.Struct("<72sI36x")
@@ -91,7 +92,7 @@ def ioapic_to_kvm(state: IoapicState) -> bytes:
         )
     return _pack(
         _IOAPIC, "IoapicState",
-        state.base_address, state.ioregsel, state.ioapicid, state.current_interrupt_level_bitmap, 0,
+        state.base_address, state.ioregsel, state.ioapicid >> _IOAPIC_ID_SHIFT, state.current_interrupt_level_bitmap, 0,
         *state.redirect_table,
     )  # fmt: skip
 
@@ -99,7 +100,7 @@ def ioapic_to_kvm(state: IoapicState) -> bytes:
 def ioapic_from_kvm(data: bytes | memoryview) -> IoapicState:
     """The first 216 bytes of `data` as struct kvm_ioapic_state."""
     base_address, ioregsel, ioapicid, levels, _pad, *entries = _IOAPIC.unpack_from(data)
-    return IoapicState(base_address, ioregsel & 0xFF, ioapicid, levels, entries)
+    return IoapicState(base_address, ioregsel & 0xFF, (ioapicid & 0xF) << _IOAPIC_ID_SHIFT, levels, entries)
 
 
 def lapic_to_kvm(state: LapicState) -> bytes:

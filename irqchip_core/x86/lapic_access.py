@@ -114,6 +114,8 @@ class LapicAccess(LapicCore):
         if value == self.apic_base:
             return ()
         before = self.timer.wake_at
+        if extended and not self.x2apic_mode:
+            self._regs[reg.ICR_HIGH >> 4] = 0  # another format, undefined after the switch (12.12.5.1)
         self.set_base(value)
         if not enabled:  # what it held is lost (SDM 12.4.3)
             self._reset_registers()
