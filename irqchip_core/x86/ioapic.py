@@ -280,6 +280,20 @@ class Ioapic:
         assert message is not None
         return message
 
+    def refused(self, message: Message) -> None:
+        """No local APIC accepted `message`, which this IOAPIC has just given: it is not waiting for an EOI.
+
+        "Remote IRR is set when local APICs accept the level interrupt" (82093AA 3.2.4). If its line is still
+        asserted it is sent again at the next `set_line`, write of its entry, or EOI of its vector.
+        """
+        pins = self._by_vector[message.vector]
+        while pins:
+            pin = pins.bit_length() - 1
+            pins ^= 1 << pin
+            if self._results[pin].message is message:  # not only equal: pins can share a vector
+                self.entries[pin] &= ~REMOTE_IRR
+                return
+
     def _lower(self, pin: int) -> None:
         """Take back the assertion of `pin`."""
         if self.electrical and self.entries[pin] & POLARITY_LOW:
@@ -303,10 +317,10 @@ class Ioapic:
             pin = pins.bit_length() - 1
             pins ^= 1 << pin
             entry = self.entries[pin]
-            if not entry & REMOTE_IRR:
+            if not entry & REMOTE_IRR and (not _is_level(entry) or self._storming >> pin & 1):
                 continue
             self.entries[pin] = entry & ~REMOTE_IRR
-            if self.resample_pins >> pin & 1:
+            if self.resample_pins >> pin & 1 and (entry & REMOTE_IRR or self._asserted(pin)):
                 self._lower(pin)
                 effects.append(Resample(pin))
             elif entry & MASKED or not self._asserted(pin):
