@@ -9,11 +9,11 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from irqchip_core.x86.pit import Pit
+from irqchip_core.x86.pit import FREQUENCY, Pit
 from irqchip_core.x86.state import PitState
 from tests.oracles.kvm import KvmMachine
 from tests.oracles.qemu import HPET_PERIOD_NS, Qemu
-from tests.x86.pit_model import CONTROL, FREQUENCY, SECOND, PitMachine, PitOracle, Window
+from tests.x86.pit_model import CONTROL, SECOND, PitMachine, PitOracle, Window
 
 SETTINGS = settings(max_examples=100, stateful_step_count=25, deadline=None, derandomize=True)
 COMPARED = (
@@ -25,7 +25,7 @@ KVM_PIT_SPEAKER_DUMMY = 1  # the kernel answers port 0x61
 class QemuPit:
     """QEMU's 8254, in the shape of `PitOracle`. Its clock stands, but in `let_pass`."""
 
-    counters = (0, 1, 2)
+    counters: tuple[int, ...] = (0, 1, 2)
 
     def __init__(self, qemu: Qemu) -> None:
         self._qemu = qemu
@@ -54,7 +54,7 @@ class KvmPit:
     Counter 0 is left out: KVM counts it by a host timer, with a lower limit on its period.
     """
 
-    counters = (1, 2)
+    counters: tuple[int, ...] = (1, 2)
 
     def __init__(self, machine: KvmMachine) -> None:
         machine.vm.create_pit2(KVM_PIT_SPEAKER_DUMMY)
