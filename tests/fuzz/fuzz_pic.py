@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+
 from irqchip_core.x86.pic import Pic
 from irqchip_core.x86.state import PicSelect
 from tests.fuzz.run import Deadline, Phase, main
