@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import random
 
+import attrs
+
 from irqchip_core.x86.effects import Effects, Resample, WakeAt
 from irqchip_core.x86.ioapic import (
     DELIVERY_STATUS,
     ENTRY_WRITABLE_MASK,
-    MASKED,
     REMOTE_IRR,
     TRIGGER_LEVEL,
     VERSION_82093AA,
@@ -19,7 +20,8 @@ from irqchip_core.x86.ioapic import (
     Ioapic,
 )
 from irqchip_core.x86.msi import Message
-from tests.fuzz.harness import Fuzzer, any_value, main
+from tests.fuzz.apic_fuzzer import Fuzzer, any_value, phase_of
+from tests.fuzz.run import Phase, main
 
 OFFSETS = (0x00, 0x10, 0x10, 0x10, 0x40, 0x04, 0x20, 0xFFF)
 
@@ -70,11 +72,12 @@ class IoapicFuzzer(Fuzzer):
         assert sum(pins.bit_count() for pins in ioapic._by_vector) == ioapic.pins
         state = ioapic.state(self.now)
         restored = Ioapic.from_state(state, self.now, ioapic.version, electrical=ioapic.electrical)
-        again = restored.state(self.now)
-        assert again.redirect_table == state.redirect_table
-        if all(entry & MASKED for entry in state.redirect_table):
-            assert again == state
+        # A restored IOAPIC sends at once what the saved one would have sent at the next occasion.
+        again = attrs.evolve(restored.state(self.now), held_back=state.held_back, held_back_for=state.held_back_for)
+        assert again == state
 
+
+PHASES: tuple[tuple[str, Phase], ...] = (("random", phase_of(IoapicFuzzer)),)
 
 if __name__ == "__main__":
-    main(IoapicFuzzer)
+    main("Random accesses to the IOAPIC.", PHASES)

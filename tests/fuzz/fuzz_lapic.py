@@ -13,7 +13,8 @@ from irqchip_core.x86.effects import ApicBaseChanged, Effects, EoiBroadcast, Wak
 from irqchip_core.x86.lapic import Lapic
 from irqchip_core.x86.lapic_core import COALESCED, DELIVERED, IGNORED, NO_VECTOR
 from irqchip_core.x86.msi import Message, decode_msi
-from tests.fuzz.harness import Fuzzer, any_value, main
+from tests.fuzz.apic_fuzzer import Fuzzer, any_value, phase_of
+from tests.fuzz.run import Phase, main
 
 MSRS = (reg.IA32_APIC_BASE, reg.IA32_TSC_DEADLINE, *range(0x800, 0x840), 0x8FF, 0x7FF, 0x900)
 BASES = (0xFEE00000, 0xFEE00800, 0xFEE00C00, 0xFEE00C00, 0xFED00900, 0xFEE00400)
@@ -56,8 +57,8 @@ class LapicFuzzer(Fuzzer):
         elif choice < 0.65:
             size = rng.choice((1, 2, 4, 4, 4, 8))
             assert 0 <= lapic.read(rng.randrange(0x400) & ~0xF, size, self.now) < 1 << 8 * size
-            value = lapic.read_msr(rng.choice(MSRS), self.now)
-            assert value is None or 0 <= value < 1 << 64
+            answer = lapic.read_msr(rng.choice(MSRS), self.now)
+            assert answer is None or 0 <= answer < 1 << 64
         elif choice < 0.8:
             message = decode_msi(0xFEE00000 | rng.getrandbits(20), rng.getrandbits(16))
             assert message is not None
@@ -105,5 +106,7 @@ class LapicFuzzer(Fuzzer):
         assert sent >= sum(lapic.ended for lapic in self.lapics)
 
 
+PHASES: tuple[tuple[str, Phase], ...] = (("random", phase_of(LapicFuzzer)),)
+
 if __name__ == "__main__":
-    main(LapicFuzzer)
+    main("Random accesses to local APICs.", PHASES)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from itertools import count
 
 import pytest
 
-from tests.fuzz.fuzz_ioapic import IoapicFuzzer
-from tests.fuzz.fuzz_lapic import LapicFuzzer
-from tests.fuzz.harness import STEPS_OF_ONE, Fuzzer, fuzz
+from tests.fuzz import fuzz_ioapic, fuzz_lapic
+from tests.fuzz.apic_fuzzer import STEPS
+from tests.fuzz.run import Phase
 
 
-@pytest.mark.parametrize("make", [IoapicFuzzer, LapicFuzzer])
-def test_fuzz(make: Callable[[random.Random], Fuzzer]) -> None:
-    assert fuzz(make, seconds=0.5, seed=1) >= STEPS_OF_ONE
+@pytest.mark.parametrize("phase", [phase for module in (fuzz_ioapic, fuzz_lapic) for _, phase in module.PHASES])
+def test_fuzz(phase: Phase) -> None:
+    rounds = count(1)
+    assert phase(random.Random(1), lambda: next(rounds) > 3) == 3 * STEPS
