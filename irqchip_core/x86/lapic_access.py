@@ -124,10 +124,13 @@ class LapicAccess(LapicCore):
     def _write_tsc_deadline(self, value: int, now: int, tsc: int) -> Effects | None:
         if not self.timer.tsc_hz:
             return None
-        before = self.timer.wake_at
-        self.expire(now, tsc)
-        self.timer.set_tsc_deadline(value, now, tsc)
-        self.expire(now, tsc)
+        timer = self.timer
+        before = timer.wake_at
+        if 0 < timer.tsc_deadline <= tsc:
+            self.expire(now, tsc)
+        timer.set_tsc_deadline(value, now, tsc)
+        if 0 < timer.tsc_deadline <= tsc:
+            self.expire(now, tsc)
         return self.timer_effects(before)
 
     # Registers

@@ -338,8 +338,12 @@ class LapicCore:
             return ()
         vector = isr.bit_length() - 1
         bit = BIT[vector]
-        self.isr = isr ^ bit
-        self._update_ppr()
+        self.isr = isr = isr ^ bit
+        if isr:
+            self._update_ppr()
+        else:
+            self._ppr = self._tpr
+            self._floor = (self._tpr | 0xF) + 1
         self.ended += 1
         if self._lint_waiting:
             self._end_lint(vector)
