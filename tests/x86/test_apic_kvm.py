@@ -18,6 +18,7 @@ from hypothesis.stateful import (
 )
 
 from irqchip_core.x86 import lapic_registers as reg
+from irqchip_core.x86.msi import LOGICAL, Message
 from tests.oracles.kvm import KvmMachine
 from tests.x86.apic_board import LINES, Board, KvmBoard
 
@@ -66,9 +67,16 @@ class ApicMachine(RuleBasedStateMachine):
     def take(self, number: int) -> None:
         assert self.theirs.take_interrupt(number) == self.ours.take_interrupt(number)
 
-    def equal_priorities(self) -> bool:
-        """Whether KVM, which looks at the vector alone, chooses by lowest priority as we do."""
-        return len({lapic.arbitration_priority() for lapic in self.ours.lapics}) == 1
+    def same_choice(self, destination: int, logical: bool) -> bool:
+        """Whether KVM, which looks at the vector alone, chooses one by lowest priority as we do."""
+        if len({lapic.arbitration_priority() for lapic in self.ours.lapics}) > 1:
+            return False  # LOWEST_PRIORITY_BY_VECTOR
+        if not logical:
+            return destination != 0xFF  # LOWEST_PRIORITY_BROADCAST_TO_ALL
+        first = self.ours.lapics[0]
+        places = 0xFFFF if first.x2apic_mode else 0xFF if first.logical_address()[1] == reg.DFR_FLAT else 0xF
+        named = self.ours.bus.receivers(Message(0x45, destination=destination, destination_mode=LOGICAL))
+        return len(named) == (destination & places).bit_count()  # LOWEST_PRIORITY_TO_ABSENT
 
 
 class IoapicMachine(ApicMachine):
@@ -207,10 +215,8 @@ class LapicMachine(ApicMachine):
         flags=st.sampled_from([0, 0x800, 0x100, 0x900, 0x40000, 0x80000, 0xC0000]),
     )
     def ipi(self, number: int, destination: int, vector: int, flags: int) -> None:
-        if flags & 0x100 and not self.equal_priorities():
-            return  # LOWEST_PRIORITY_BY_VECTOR
-        if flags == 0x100 and destination == 0xFF:
-            return  # LOWEST_PRIORITY_BROADCAST_TO_ALL
+        if flags & 0x100 and not self.same_choice(destination, flags & 0x800 != 0):
+            return
         self.access(number, reg.ICR_HIGH, destination << 24)
         self.access(number, reg.ICR_LOW, vector | 0x4000 | flags)
 
@@ -222,8 +228,8 @@ class LapicMachine(ApicMachine):
         flags=st.sampled_from([0, 0x800, 0x100, 0x900, 0x40000, 0x80000, 0xC0000, 0x1000, 0x2000, 0x10000, 1 << 31]),
     )
     def x2apic_ipi(self, number: int, destination: int, vector: int, flags: int) -> None:
-        if flags & 0x100 and not self.equal_priorities():
-            return  # LOWEST_PRIORITY_BY_VECTOR
+        if flags & 0x100 and not self.same_choice(destination, flags & 0x800 != 0):
+            return
         self.access(number, reg.ICR_LOW, destination << 32 | vector | 0x4000 | flags)
 
     @precondition(lambda self: self.x2apic_mode())
@@ -238,12 +244,10 @@ class LapicMachine(ApicMachine):
         flags=st.sampled_from([0, 0x100, 0x8000, 0xC000]),
     )
     def msi(self, destination: int, vector: int, mode: int, flags: int) -> None:
-        if (flags & 0x100 or mode & 8) and not self.equal_priorities():
-            return  # LOWEST_PRIORITY_BY_VECTOR
         if destination == 0xFF and self.x2apic:
             return  # MSI_BROADCAST_IN_X2APIC_MODE
-        if destination == 0xFF and flags & 0x100 and not mode & 4:
-            return  # LOWEST_PRIORITY_BROADCAST_TO_ALL
+        if (flags & 0x100 or mode & 8) and not self.same_choice(destination, mode & 4 != 0):
+            return
         for board in (self.ours, self.theirs):
             board.send(0xFEE00000 | destination << 12 | mode, vector | flags)
 

@@ -5,6 +5,7 @@ A scenario is played to both boards and answers what it saw. Every `Difference` 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -215,6 +216,14 @@ def tsc_deadline_msr(board: AnyBoard) -> object:
     return [*seen, board.rdmsr(0, reg.IA32_TSC_DEADLINE)]
 
 
+def new_divisor_keeps_the_count(board: AnyBoard) -> object:
+    board.write_lapic(0, reg.LVT_TIMER, 0x10045)
+    board.write_lapic(0, reg.TIMER_DIVIDE, 0xB)
+    board.write_lapic(0, reg.TIMER_INITIAL_COUNT, 0xFFFFFFFF)
+    board.write_lapic(0, reg.TIMER_DIVIDE, 0xA)
+    return board.read_lapic(0, reg.TIMER_CURRENT_COUNT) > 0x80000000
+
+
 def refused_level(board: AnyBoard) -> object:
     entry(board, 9, 0x45 | LEVEL, 7)  # nobody has id 7
     board.set_line(9, 1)
@@ -247,6 +256,7 @@ SCENARIOS: list[Scenario] = [
     relocation,
     timer_modes,
     tsc_deadline_msr,
+    new_divisor_keeps_the_count,
 ]
 
 
@@ -280,6 +290,52 @@ def test_nmi_and_init_reach_the_other_processor(
         assert board.lapics[1].take_events() == ours
         assert machine.vcpus[1].get_vcpu_events().nmi_pending == nmis
         assert machine.vcpus[1].get_mp_state() == mp_state
+
+
+def test_startup_ipi_reaches_the_other_processor() -> None:
+    board = Board(2)
+    with KvmMachine(2) as machine:
+        for each in (board, KvmBoard(machine)):
+            each.write_lapic(0, reg.SPIV, 0x1FF)
+            each.write_lapic(0, reg.ICR_HIGH, 1 << 24)
+            for low in (0x4500, 0x4699):
+                each.write_lapic(0, reg.ICR_LOW, low)
+        assert board.lapics[1].take_events() == PendingEvents(init=True, startup_vector=0x99)
+        machine.vcpus[1].get_mp_state()  # takes the INIT, and then the start-up
+        assert machine.vcpus[1].get_mp_state() == MPState.RUNNABLE
+        assert machine.vcpus[1].get_sregs().cs.base == 0x99000
+
+
+# The timer's expiry, in real time on KVM's side
+
+TIMEOUT = 5_000_000_000  # nanoseconds
+
+
+@pytest.mark.parametrize(
+    ("lvt", "count", "deadline"), [(0x45, 200_000, None), (0x20045, 200_000, None), (0x40045, None, 200_000)]
+)
+def test_timer_interrupts_on_both(
+    lvt: int, count: int | None, deadline: int | None, boards: tuple[Board, KvmBoard], machine: KvmMachine
+) -> None:
+    ours, theirs = boards
+    seen = []
+    for board in (ours, theirs):
+        board.write_lapic(0, reg.LVT_TIMER, lvt)
+        board.write_lapic(0, reg.TIMER_DIVIDE, 0xB)
+        if count is not None:
+            board.write_lapic(0, reg.TIMER_INITIAL_COUNT, count)
+        if deadline is not None:
+            now = machine.rdtsc() if isinstance(board, KvmBoard) else 0
+            board.wrmsr(0, reg.IA32_TSC_DEADLINE, now + deadline)
+        end = time.monotonic_ns() + TIMEOUT
+        while not irr(board, 0x45)[0] and time.monotonic_ns() < end:
+            if isinstance(board, Board):
+                board.now += 50_000
+                board.lapics[0].expire(board.now, tsc=board.now)
+        initial, current = (board.read_lapic(0, at) for at in (reg.TIMER_INITIAL_COUNT, reg.TIMER_CURRENT_COUNT))
+        seen.append((board.take_interrupt(0), initial, current > 0, board.rdmsr(0, reg.IA32_TSC_DEADLINE)))
+        board.write_lapic(0, reg.TIMER_INITIAL_COUNT, 0)
+    assert seen[0] == seen[1] == (0x45, count or 0, lvt == 0x20045, 0)
 
 
 # Differences
@@ -339,6 +395,12 @@ def lowest_priority_broadcast(board: AnyBoard) -> object:
     return irr(board, 0x42)
 
 
+def lowest_priority_of_some_absent(board: AnyBoard) -> object:
+    x2apic(board)
+    board.send(0xFEE1100C, 0x31)  # of ids 0 and 4 the vector chooses the second, which is not there
+    return board.rdmsr(0, 0x821)
+
+
 def msi_broadcast_in_x2apic_mode(board: AnyBoard) -> object:
     x2apic(board)
     board.send(0xFEEFF000, 0x45)
@@ -375,6 +437,7 @@ DIFFERENCES: dict[Difference, tuple[Scenario, object, object]] = {
     Difference.DISABLE_KEEPS_REGISTERS: (disable_and_enable, 0xFF, 0x1FF),
     Difference.LOWEST_PRIORITY_BY_VECTOR: (lowest_priority_among_different, [False, True, False], [True, False, False]),
     Difference.LOWEST_PRIORITY_BROADCAST_TO_ALL: (lowest_priority_broadcast, [True, False, False], [True] * 3),
+    Difference.LOWEST_PRIORITY_TO_ABSENT: (lowest_priority_of_some_absent, 0x20000, 0),
     Difference.MSI_BROADCAST_IN_X2APIC_MODE: (msi_broadcast_in_x2apic_mode, 0x20, 0),
     Difference.IOAPIC_ABSENT_REGISTERS_READ_ONES: (absent_ioapic_register, 0, 0xFFFFFFFF),
     Difference.IOAPIC_WINDOW_OF_ANY_SIZE: (byte_to_the_window, MASKED | 0x45, 0x31),
