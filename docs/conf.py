@@ -5,7 +5,7 @@ author = "The irqchip authors"
 copyright = "2026, the irqchip authors"  # noqa: A001
 release = "0.1.0"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.intersphinx"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = "irqchip"
 exclude_patterns = ["_build"]

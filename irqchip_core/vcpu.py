@@ -8,7 +8,7 @@ that hypervisor's own classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 from irqchip_core.exits import Exit
 from irqchip_core.x86.registers import CpuidEntry, Regs, Sregs
@@ -106,3 +106,6 @@ class Vm(Protocol):
     def close(self) -> None:
         """Release everything, vCPUs and memory included. Closing twice is harmless."""
         ...
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc_info: object) -> None: ...

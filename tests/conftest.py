@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.nested import kernel
+
 
 def _no_kvm() -> str | None:
     try:
@@ -29,6 +31,7 @@ def _missing(program: str, package: str) -> Callable[[], str | None]:
 NEEDS: dict[str, Callable[[], str | None]] = {
     "kvm": _no_kvm,
     "qemu": _missing("qemu-system-x86_64", "qemu-system-x86"),
+    "linux": kernel.missing,
     "binutils": _missing("as", "binutils"),
     "gcc": _missing("gcc", "gcc libc6-dev linux-libc-dev"),
 }

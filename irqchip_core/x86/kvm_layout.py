@@ -61,7 +61,7 @@ def pic_to_kvm(state: PicState) -> bytes:
     )  # fmt: skip
 
 
-def pic_from_kvm(data: bytes | memoryview) -> PicState:
+def pic_from_kvm(data: bytes | bytearray | memoryview) -> PicState:
     """The first 16 bytes of `data` as struct kvm_pic_state."""
     v = _PIC.unpack_from(data)
     return PicState(
@@ -97,7 +97,7 @@ def ioapic_to_kvm(state: IoapicState) -> bytes:
     )  # fmt: skip
 
 
-def ioapic_from_kvm(data: bytes | memoryview) -> IoapicState:
+def ioapic_from_kvm(data: bytes | bytearray | memoryview) -> IoapicState:
     """The first 216 bytes of `data` as struct kvm_ioapic_state."""
     base_address, ioregsel, ioapicid, levels, _pad, *entries = _IOAPIC.unpack_from(data)
     return IoapicState(base_address, ioregsel & 0xFF, (ioapicid & 0xF) << _IOAPIC_ID_SHIFT, levels, entries)
@@ -108,7 +108,7 @@ def lapic_to_kvm(state: LapicState) -> bytes:
     return _pack(_LAPIC, "LapicState", *state.regs)
 
 
-def lapic_from_kvm(data: bytes | memoryview) -> LapicState:
+def lapic_from_kvm(data: bytes | bytearray | memoryview) -> LapicState:
     """The first 1024 bytes of `data` as struct kvm_lapic_state."""
     return LapicState(list(_LAPIC.unpack_from(data)))
 
@@ -132,7 +132,7 @@ def pit_to_kvm(state: PitState) -> bytes:
     return _pack(_PIT, "PitState", channels, state.flags)
 
 
-def pit_from_kvm(data: bytes | memoryview) -> PitState:
+def pit_from_kvm(data: bytes | bytearray | memoryview) -> PitState:
     """The first 112 bytes of `data` as struct kvm_pit_state2."""
     channels, flags = _PIT.unpack_from(data)
     return PitState(

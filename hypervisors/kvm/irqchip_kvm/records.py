@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 
-from attrs import define, fields
+from attrs import define, fields, frozen
 
 from irqchip_core.errors import InvalidArgument, InvalidRoute
 from irqchip_core.routes import IrqRoute, IrqSourceChip, MsiSource
@@ -160,7 +160,7 @@ def routes_to_kvm(routes: Iterable[IrqRoute]) -> bytes:
     return abi.IRQ_ROUTING.pack(len(packed), 0) + b"".join(packed)
 
 
-@define(frozen=True)
+@frozen
 class MsrRange:
     """Neighboring MSRs whose accesses go to user space (KVM_X86_SET_MSR_FILTER).
 

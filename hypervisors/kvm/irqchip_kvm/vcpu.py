@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
 from irqchip_core.chip import MPState
-from irqchip_core.errors import HypervisorError, InvalidArgument
+from irqchip_core.errors import Closed, HypervisorError, InvalidArgument
 from irqchip_core.exits import Exit, UnknownExit
 from irqchip_core.x86 import kvm_layout
 from irqchip_core.x86.registers import CpuidEntry, Regs, Sregs
@@ -32,6 +32,11 @@ _log = logging.getLogger(__name__)
 CLOSE_TIMEOUT = 5.0
 """Seconds that `KvmVcpu.close` waits for a `run` on another thread to come back."""
 
+# Looked up once: run() is the hot path.
+_KVM_RUN = abi.KVM_RUN
+_EXIT_REASON_WORD = abi.RUN_EXIT_REASON // 4
+_decoder = DECODERS.get
+
 _MSRS_AT_ONCE = 255  # MAX_IO_MSRS of the kernel, less one
 
 
@@ -41,6 +46,7 @@ class KvmVcpu:
     def __init__(self, vm: KvmVm, handle: Handle, vcpu_id: int, run_size: int) -> None:
         self._vm = vm  # whose memory must stay while the guest may run
         self._handle = handle
+        self._try_call = handle.try_call
         self._id = vcpu_id
         # Never unmapped by hand: exits and late kicks may use it after close, and it goes with its last view.
         self._run = handle.map(run_size)
@@ -73,22 +79,24 @@ class KvmVcpu:
             Closed: The vCPU is closed, or was closed meanwhile.
             HypervisorError: KVM_RUN failed, or another thread is in `run` (EBUSY).
         """
-        if not self._running.acquire(blocking=False):
-            raise self._busy(abi.KVM_RUN)
+        if not self._running.acquire(False):
+            if self._handle.closed:  # close() may have the lock for a moment
+                raise Closed(f"{self._handle.subject} is closed", subject=_KVM_RUN.name)
+            raise self._busy(_KVM_RUN)
         try:
             self._runner = self._this_thread.native_id
             # From here a kick sends a signal. One that came before has set immediate_exit, which KVM_RUN looks at.
-            result = self._handle.try_call(abi.KVM_RUN)
+            result = self._try_call(_KVM_RUN)
             if result == 0:
-                reason = self._run_words[abi.RUN_EXIT_REASON // 4]
-                decoder = DECODERS.get(reason)
+                reason = self._run_words[_EXIT_REASON_WORD]
+                decoder = _decoder(reason)
                 return UnknownExit(reason) if decoder is None else decoder(self._run)
             if result == -errno.EINTR:
                 self._run[abi.RUN_IMMEDIATE_EXIT] = 0  # only here, so that no kick is lost
                 return INTERRUPTED
             if result == -errno.EAGAIN:  # a start-up IPI has just made this vCPU runnable
                 return INTERRUPTED
-            raise failure(abi.KVM_RUN.name, -result, self._handle.subject)
+            raise failure(_KVM_RUN.name, -result, self._handle.subject)
         finally:
             self._runner = 0
             self._running.release()
@@ -182,7 +190,7 @@ class KvmVcpu:
         Raises:
             InvalidArgument: The last exit was none, or `value` does not fit.
         """
-        reason = self._run_words[abi.RUN_EXIT_REASON // 4]
+        reason = self._run_words[_EXIT_REASON_WORD]
         if reason not in (abi.ExitReason.X86_RDMSR, abi.ExitReason.X86_WRMSR):
             raise InvalidArgument("the last exit was no MSR access", subject=self._handle.subject)
         if not 0 <= value < 1 << 64:

@@ -28,7 +28,7 @@ PAGE_SIZE = 4096
 IDENTITY_MAP_ADDRESS = 0xFFFBC000
 """Where KVM on Intel puts a page it needs to run real-mode code (KVM_SET_IDENTITY_MAP_ADDR)."""
 TSS_ADDRESS = 0xFFFBD000
-"""Likewise three pages (KVM_SET_TSS_ADDR). No guest memory can be mapped over these four."""
+"""Likewise three pages (KVM_SET_TSS_ADDR). There, no guest memory can be mapped over these four."""
 
 _EPERM = 1
 
@@ -133,7 +133,7 @@ class KvmVm:
             size: Bytes, a multiple of 4096. Host memory is taken as it is touched.
 
         Raises:
-            InvalidArgument: Not such multiples, or the range overlaps another or the pages at
+            InvalidArgument: Not such multiples, or the range overlaps another or, on Intel, the pages at
                 `IDENTITY_MAP_ADDRESS`.
         """
         if guest_address < 0 or guest_address % PAGE_SIZE or size <= 0 or size % PAGE_SIZE:

@@ -133,6 +133,10 @@ class KvmKernelIrqChip(IrqChipX86_64):
             raise Closed("the chip is closed", subject=NAME, remedy="keep the handle open, or use another clone")
         return self._state
 
+    def _check_open(self) -> None:
+        """For methods that leave all else to the kernel: raises `Closed` if this handle is closed."""
+        _ = self._shared
+
     def _vcpu(self, vcpu_id: int) -> KvmVcpu:
         vcpus = self._shared.vcpus
         vcpu = vcpus[vcpu_id] if 0 <= vcpu_id < len(vcpus) else None
@@ -177,6 +181,7 @@ class KvmKernelIrqChip(IrqChipX86_64):
     def _unregister(self, irq: int, trigger: Event) -> None:
         shared = self._shared
         self._check_gsi(irq)
+        trigger.fileno()  # a closed event could not be told from others
         with shared.lock:
             found = next((r for r in shared.registrations if r.gsi == irq and r.trigger == trigger), None)
             if found is None:
@@ -232,6 +237,7 @@ class KvmKernelIrqChip(IrqChipX86_64):
 
     @override
     def irq_event_tokens(self) -> list[IrqEventToken]:
+        self._check_open()
         return []
 
     @override
@@ -241,29 +247,32 @@ class KvmKernelIrqChip(IrqChipX86_64):
 
     @override
     def service_irq_event(self, index: IrqEventIndex) -> None:
+        self._check_open()
         _log.error("%s: asked to serve event %d, but the kernel serves all events itself", NAME, index)
 
     @override
     def broadcast_eoi(self, vector: int) -> None:
+        self._check_open()
         _log.error("%s: told of the EOI of vector %d, which the IOAPIC in the kernel has seen itself", NAME, vector)
 
     # vCPUs: the kernel injects, halts, waits and wakes.
 
     @override
     def inject_interrupts(self, vcpu: Vcpu) -> None:
-        pass
+        self._check_open()
 
     @override
     def halted(self, vcpu_id: int) -> None:
-        pass
+        self._check_open()
 
     @override
     def wait_until_runnable(self, vcpu: Vcpu) -> VcpuRunState:
+        self._check_open()
         return VcpuRunState.RUNNABLE
 
     @override
     def kick_halted_vcpus(self) -> None:
-        pass
+        self._check_open()
 
     @override
     def get_mp_state(self, vcpu_id: int) -> MPState:
@@ -285,14 +294,15 @@ class KvmKernelIrqChip(IrqChipX86_64):
 
     @override
     def finalize_devices(self, allocator: SystemAllocator, io_bus: Bus, mmio_bus: Bus) -> None:
-        pass
+        self._check_open()
 
     @override
     def process_delayed_irq_events(self) -> None:
-        pass
+        self._check_open()
 
     @override
     def irq_delayed_event_token(self) -> Event | None:
+        self._check_open()
         return None
 
     @override
@@ -350,10 +360,12 @@ class KvmKernelIrqChip(IrqChipX86_64):
 
     @override
     def lapic_frequency(self) -> int:
+        self._check_open()
         return LAPIC_FREQUENCY
 
     @override
     def pit_uses_speaker_port(self) -> bool:
+        self._check_open()
         return False  # KVM_CREATE_PIT2 was given no KVM_PIT_SPEAKER_DUMMY, so port 0x61 is free
 
     @override

@@ -1,6 +1,6 @@
 """The exit port: how a guest ends the run with a status. As QEMU's isa-debug-exit; no other hardware has it.
 
-    0xF4 (WO)  value v, 1, 2 or 4 bytes: the run ends with status (v << 1) | 1
+0xF4 (WO)  value v, 1, 2 or 4 bytes: the run ends with status (v << 1) | 1
 """
 
 from __future__ import annotations

@@ -1,0 +1,4 @@
+# Never ends.
+.include "pc.inc"
+.code16
+1:      jmp     1b

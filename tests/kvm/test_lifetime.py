@@ -1,0 +1,179 @@
+"""What is closed is gone: descriptors, threads, memory; and nothing goes that is still in use."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+
+import pytest
+
+import irqchip_kvm.vcpu
+from irqchip_core.errors import Closed, HypervisorError, InvalidArgument
+from irqchip_core.exits import IoExit, MmioExit
+from irqchip_core.vcpu import VcpuX86_64, Vm
+from irqchip_kvm import Kvm, KvmVcpu, KvmVm
+
+from .guest import COUNT_FOREVER, HALT, OUT_FOREVER, PATIENCE, Runner, real_mode, run_until_exit
+
+pytestmark = pytest.mark.kvm
+
+
+BIG = 64 << 20
+
+
+def resident() -> int:
+    """Bytes of memory the process holds."""
+    with open("/proc/self/statm", encoding="ascii") as numbers:
+        return int(numbers.read().split()[1]) * 4096
+
+
+def touch(memory: memoryview) -> None:
+    memory[::4096] = b"x" * (len(memory) // 4096)
+
+
+def test_implements_the_protocols(vm: KvmVm) -> None:
+    assert isinstance(vm, Vm)
+    assert isinstance(vm.create_vcpu(0), VcpuX86_64)
+
+
+def test_a_vm_outlives_the_device(no_leaks: None) -> None:
+    with Kvm() as kvm:
+        vm = kvm.create_vm()
+    assert kvm.closed
+    with vm:
+        assert vm.supported_cpuid()
+        vm.create_vcpu(0)
+    assert vm.closed
+
+
+def test_closing_twice(vm: KvmVm) -> None:
+    vcpu = vm.create_vcpu(0)
+    vcpu.close()
+    vcpu.close()
+    vm.close()
+    vm.close()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda kvm, vm, vcpu: kvm.create_vm(),
+        lambda kvm, vm, vcpu: kvm.supported_cpuid(),
+        lambda kvm, vm, vcpu: vm.create_vcpu(1),
+        lambda kvm, vm, vcpu: vm.map_memory(0x100000, 0x1000),
+        lambda kvm, vm, vcpu: vm.signal_msi(0xFEE00000, 0),
+        lambda kvm, vm, vcpu: vm.enable_split_irqchip(),
+        lambda kvm, vm, vcpu: vcpu.run(),
+        lambda kvm, vm, vcpu: vcpu.get_regs(),
+        lambda kvm, vm, vcpu: vcpu.inject_nmi(),
+        lambda kvm, vm, vcpu: vcpu.get_msrs([0x10]),
+    ],
+)
+def test_use_after_close(no_leaks: None, use: Callable[[Kvm, KvmVm, KvmVcpu], object]) -> None:
+    with Kvm() as kvm, kvm.create_vm() as vm:
+        vcpu = vm.create_vcpu(0)
+    with pytest.raises(Closed):
+        use(kvm, vm, vcpu)
+
+
+def test_closing_the_vm_closes_its_vcpus(vm: KvmVm) -> None:
+    vcpus = [vm.create_vcpu(number) for number in range(3)]
+    vm.close()
+    assert all(vcpu.closed for vcpu in vcpus)
+
+
+def test_what_is_dropped_is_closed(no_leaks: None) -> None:
+    vcpu, _ = real_mode(Kvm().create_vm(), HALT)
+    vcpu.run()
+    gone = weakref.ref(vcpu)
+    del vcpu, _
+    gc.collect()
+    assert gone() is None
+
+
+def test_memory_goes_with_the_vm(vm: KvmVm) -> None:
+    before = resident()
+    touch(vm.map_memory(0, BIG))
+    assert resident() - before > BIG // 2
+    vm.close()
+    assert resident() - before < BIG // 2
+
+
+def test_memory_stays_while_somebody_sees_it(vm: KvmVm) -> None:
+    before = resident()
+    memory = vm.map_memory(0, BIG)
+    touch(memory)
+    part = memory[0x1000:0x1004]
+    del memory
+    vm.close()
+    part[:] = b"here"
+    assert bytes(part) == b"here"
+    assert resident() - before > BIG // 2
+    del part
+    assert resident() - before < BIG // 2
+
+
+def test_memory_stays_while_the_guest_runs(vm: KvmVm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that does not come back in time keeps what its guest uses, and releases it when it does."""
+    vcpu, memory = real_mode(vm, COUNT_FOREVER)
+    runner = Runner(vcpu)
+    runner.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(irqchip_kvm.vcpu, "CLOSE_TIMEOUT", 0.1)
+        patch.setattr(KvmVcpu, "kick", lambda self: None)
+        vm.close()
+    assert runner.is_alive()
+    before = bytes(memory[0x2000:0x2002])
+    while bytes(memory[0x2000:0x2002]) == before:  # the guest still counts; the suite's timeout bounds this
+        pass
+    vcpu.kick()
+    runner.join(PATIENCE)
+    assert isinstance(runner.error, Closed)
+
+
+def test_buffer_of_an_exit_outlives_the_vcpu(vm: KvmVm) -> None:
+    vcpu, _ = real_mode(vm, OUT_FOREVER)
+    exit_ = vcpu.run()
+    assert isinstance(exit_, IoExit)
+    vm.close()
+    exit_.data[0] = 7
+    assert exit_.data[0] == 7
+
+
+def test_unmapped_memory_becomes_mmio(vm: KvmVm) -> None:
+    # mov $0x2000, %ax; mov %ax, %ds; 1: mov %al, 0; out %al, $0x10; jmp 1b
+    vcpu, _ = real_mode(vm, b"\xb8\x00\x20\x8e\xd8\xa2\x00\x00\xe6\x10\xeb\xf9")
+    view = vm.map_memory(0x20000, 0x1000)
+    assert isinstance(run_until_exit(vcpu), IoExit)
+    vm.unmap_memory(0x20000)
+    exit_ = run_until_exit(vcpu)
+    assert isinstance(exit_, MmioExit)
+    assert exit_.address == 0x20000
+    view[0] = 1  # nobody's any more, but still there
+    again = vm.map_memory(0x20000, 0x1000)
+    assert again[0] == 0
+    assert isinstance(run_until_exit(vcpu), IoExit)
+    assert isinstance(run_until_exit(vcpu), IoExit)
+    assert again[0] == 0x00
+
+
+@pytest.mark.parametrize(
+    ("address", "size"),
+    [(1, 4096), (0, 0), (0, 100), (-4096, 4096), (0x1000, -4096), (1 << 64, 4096), (0x8000, 0x1000)],
+)
+def test_memory_that_cannot_be_mapped(vm: KvmVm, address: int, size: int) -> None:
+    vm.map_memory(0, 0x10000)
+    with pytest.raises(InvalidArgument):
+        vm.map_memory(address, size)
+    assert vm.map_memory(0x10000, 0x1000)[0] == 0
+
+
+def test_unmapping_what_is_not_mapped(vm: KvmVm) -> None:
+    with pytest.raises(InvalidArgument, match="0x5000"):
+        vm.unmap_memory(0x5000)
+
+
+def test_more_memory_than_there_is(vm: KvmVm) -> None:
+    with pytest.raises(HypervisorError, match="not enough memory"):
+        vm.map_memory(0, 1 << 60)

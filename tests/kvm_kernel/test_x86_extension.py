@@ -1,0 +1,139 @@
+"""The x86 extension of kvm_kernel: state in and out, and a guest that moves to another VM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from attrs import evolve
+
+from irqchip_core.chip import MPState
+from irqchip_core.errors import InvalidArgument, UnknownVcpu
+from irqchip_core.routes import IrqRoute
+from irqchip_core.x86.state import PicInitState, PicSelect, PicState, PitRwMode
+from irqchip_kvm import KvmVm
+from irqchip_kvm_kernel.chip import KernelChipState, KvmKernelIrqChip
+from tests.kvm_kernel.taker import Eoi, Taker, ioapic_entry, open_vm, program_ioapic, program_pics
+
+pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_leaks")]
+
+
+@pytest.fixture
+def vm() -> Iterator[KvmVm]:
+    with open_vm() as vm:
+        yield vm
+
+
+@pytest.fixture
+def chip(vm: KvmVm) -> Iterator[KvmKernelIrqChip]:
+    with KvmKernelIrqChip(vm, 1) as chip:
+        yield chip
+
+
+def test_reset_values_are_those_of_a_pc(chip: KvmKernelIrqChip, vm: KvmVm) -> None:
+    assert chip.get_pic_state(PicSelect.PRIMARY) == PicState(elcr_mask=0xF8)
+    assert chip.get_pic_state(PicSelect.SECONDARY) == PicState(elcr_mask=0xDE)
+    ioapic = chip.get_ioapic_state()
+    assert ioapic.base_address == 0xFEC00000
+    assert ioapic.redirect_table == [0x10000] * 24
+    pit = chip.get_pit()
+    assert [channel.count for channel in pit.channels] == [0x10000] * 3
+    assert [channel.gate for channel in pit.channels] == [True, True, False]
+    chip.add_vcpu(0, vm.create_vcpu(0))
+    lapic = chip.get_lapic_state(0)
+    assert lapic.regs[0x35] == 0x700  # LVT LINT0: ExtINT, on the boot processor
+    assert lapic.regs[0xF] == 0xFF  # spurious vector, software-disabled
+
+
+def test_pic_state_goes_in_and_comes_out(chip: KvmKernelIrqChip) -> None:
+    state = PicState(
+        irr=0x01, imr=0x5A, isr=0x10, priority_add=3, irq_base=0x70, special_mask=True,
+        init_state=PicInitState.ICW3, auto_eoi=True, rotate_on_auto_eoi=True,
+        special_fully_nested_mode=True, use_4_byte_icw=True, elcr=0x20, elcr_mask=0xF8,
+    )  # fmt: skip
+    chip.set_pic_state(PicSelect.PRIMARY, state)
+    assert chip.get_pic_state(PicSelect.PRIMARY) == state
+    assert chip.get_pic_state(PicSelect.SECONDARY) == PicState(elcr_mask=0xDE)
+
+
+def test_ioapic_lapic_and_pit_state_go_in_and_come_out(chip: KvmKernelIrqChip, vm: KvmVm) -> None:
+    ioapic = evolve(chip.get_ioapic_state(), ioapicid=0x0F000000, ioregsel=0x12)
+    ioapic.redirect_table[7] = 0x0100_0000_0000_8047
+    chip.set_ioapic_state(ioapic)
+    assert chip.get_ioapic_state() == ioapic
+
+    chip.add_vcpu(0, vm.create_vcpu(0))
+    lapic = chip.get_lapic_state(0)
+    lapic.regs[0x8] = 0x20  # TPR
+    lapic.regs[0xF] = 0x1FF
+    chip.set_lapic_state(0, lapic)
+    taken = chip.get_lapic_state(0)
+    assert (taken.regs[0x8], taken.regs[0xF]) == (0x20, 0x1FF)
+
+    pit = chip.get_pit()
+    pit.channels[2] = evolve(pit.channels[2], count=1234, mode=3, rw_mode=PitRwMode.BOTH, gate=True)
+    chip.set_pit(pit)
+    channel = chip.get_pit().channels[2]
+    assert (channel.count, channel.mode, channel.rw_mode, channel.gate) == (1234, 3, PitRwMode.BOTH, True)
+
+
+def test_state_that_does_not_fit_is_refused_and_changes_nothing(chip: KvmKernelIrqChip) -> None:
+    before = chip.get_ioapic_state()
+    with pytest.raises(InvalidArgument, match="24 entries, not 3"):
+        chip.set_ioapic_state(evolve(before, redirect_table=[0, 0, 0]))
+    with pytest.raises(InvalidArgument, match="PicState"):
+        chip.set_pic_state(PicSelect.PRIMARY, PicState(irr=256))
+    assert chip.get_ioapic_state() == before
+    assert chip.get_pic_state(PicSelect.PRIMARY).irr == 0
+
+
+def test_what_the_vmm_must_know(chip: KvmKernelIrqChip) -> None:
+    assert chip.lapic_frequency() == 1_000_000_000
+    assert chip.pit_uses_speaker_port() is False
+
+
+def test_a_guest_moves_to_another_vm_with_its_interrupts() -> None:
+    with ExitStack() as stack:
+        vm = stack.enter_context(open_vm())
+        chip = stack.enter_context(KvmKernelIrqChip(vm, 1))
+        taker = Taker(vm, chip)
+        program_pics(chip, primary_mask=0xFF & ~(1 << 5))
+        program_ioapic(chip, {6: ioapic_entry(0x46)})
+        taker.start()
+        chip.route_irq(IrqRoute.msi(30, 0xFEE00000, 0x50))
+        chip.service_irq(5, True)  # pending in the PIC
+        chip.service_irq(6, True)  # pending in the local APIC
+        chip.service_irq(6, False)
+        snapshot = chip.snapshot(1)
+        assert isinstance(snapshot.chip_specific, KernelChipState)
+        assert snapshot.mp_states == [MPState.HALTED] or snapshot.mp_states == [MPState.RUNNABLE]
+
+        other_vm = stack.enter_context(open_vm())
+        other_chip = stack.enter_context(KvmKernelIrqChip(other_vm, 1))
+        other = Taker(other_vm, other_chip)
+        other.vcpu.set_sregs(taker.vcpu.get_sregs())
+        other.vcpu.set_regs(taker.vcpu.get_regs())
+        other_chip.restore(snapshot, 1)
+        taken = {other.take(Eoi.LAPIC | Eoi.PRIMARY) for _ in range(2)}
+        assert taken == {0x35, 0x46}
+        other_chip.service_irq(30, True)
+        assert other.take() == 0x50
+
+
+def test_a_snapshot_of_another_size_is_refused_before_anything_changes(chip: KvmKernelIrqChip, vm: KvmVm) -> None:
+    with pytest.raises(UnknownVcpu):
+        chip.snapshot(1)  # its vCPU was never added
+    chip.add_vcpu(0, vm.create_vcpu(0))
+    snapshot = chip.snapshot(1)
+    pit = chip.get_pit()
+    snapshot.pit.channels[0].count = 77
+    with pytest.raises(InvalidArgument, match="it has 1 local APICs, not 2; restore into a machine with as many vCPUs"):
+        chip.restore(snapshot, 2)
+    snapshot.mp_states.append(MPState.RUNNABLE)
+    with pytest.raises(InvalidArgument, match="it has 2 MP states, not 1"):
+        chip.restore(snapshot, 1)
+    assert chip.get_pit().channels[0].count == pit.channels[0].count
+    for data in (None, KernelChipState((), (), ()), KernelChipState((), (0,), ())):
+        with pytest.raises(InvalidArgument, match="not the state of a kvm_kernel chip of 1 vCPUs"):
+            chip.restore_chip_specific(data)

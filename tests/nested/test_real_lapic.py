@@ -1,0 +1,79 @@
+"""What only a KVM whose local APIC waits for the guest's EOI can show: in service, priority, remote IRR."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from irqchip_core.x86.state import LapicState
+from irqchip_kvm_kernel.chip import KvmKernelIrqChip
+from tests.kvm_kernel.taker import Eoi, Taker, ioapic_entry, open_vm, program_ioapic, program_pics
+
+pytestmark = pytest.mark.kvm
+
+ISR, IRR = 0x10, 0x20
+"""First registers, each 16 bytes from the next (Intel SDM vol. 3, table 12-1)."""
+REMOTE_IRR = 1 << 14
+HIGH = 0xE1
+"""A vector of a higher priority class than those under test."""
+
+
+@pytest.fixture
+def taker(no_leaks: None) -> Iterator[Taker]:
+    with ExitStack() as stack:
+        vm = stack.enter_context(open_vm())
+        chip = stack.enter_context(KvmKernelIrqChip(vm, 1))
+        taker = Taker(vm, chip)
+        stack.enter_context(taker.vcpu)
+        program_pics(chip, primary_mask=0xFF)
+        program_ioapic(chip, {})
+        taker.start()
+        if taker.ends_at_delivery():
+            pytest.skip("this KVM ends interrupts at delivery (kvm_pvm)")
+        yield taker
+
+
+def vectors(state: LapicState, first: int) -> list[int]:
+    """The vectors whose bits are set in the 8 registers from `first` on."""
+    return [vector for vector in range(256) if state.regs[first + vector // 32] >> vector % 32 & 1]
+
+
+def send(taker: Taker, vector: int) -> None:
+    assert taker.vm.signal_msi(0xFEE00000, vector)
+
+
+def test_an_interrupt_is_in_service_from_delivery_to_eoi(taker: Taker) -> None:
+    send(taker, 0x51)
+    send(taker, 0x41)
+    assert taker.take(Eoi.LAPIC) == 0x51  # its handler runs; the EOI comes next
+    state = taker.vcpu.get_lapic_state()
+    assert (vectors(state, ISR), vectors(state, IRR)) == ([0x51], [0x41])
+    assert taker.take(Eoi.LAPIC) == 0x41
+    state = taker.vcpu.get_lapic_state()
+    assert (vectors(state, ISR), vectors(state, IRR)) == ([0x41], [])
+
+
+def test_an_interrupt_in_service_blocks_its_class_and_lower_ones_only(taker: Taker) -> None:
+    send(taker, 0x51)
+    assert taker.take(Eoi.NONE) == 0x51
+    send(taker, 0x41)
+    send(taker, 0x5F)
+    send(taker, 0x61)
+    assert taker.take_until_marker(Eoi.LAPIC, marker=HIGH) == []  # it, and then 0x61, end themselves only
+    assert taker.take(Eoi.LAPIC) == 0x61
+    assert taker.take_until_marker(Eoi.LAPIC, marker=HIGH) == []
+    state = taker.vcpu.get_lapic_state()
+    assert (vectors(state, ISR), vectors(state, IRR)) == ([0x51, HIGH], [0x41, 0x5F])
+
+
+def test_remote_irr_is_set_from_delivery_to_eoi(taker: Taker) -> None:
+    assert isinstance(taker.chip, KvmKernelIrqChip)
+    program_ioapic(taker.chip, {10: ioapic_entry(0x4A, level=True)})
+    taker.chip.service_irq(10, True)
+    assert taker.take(Eoi.LAPIC) == 0x4A
+    assert taker.chip.get_ioapic_state().redirect_table[10] & REMOTE_IRR
+    taker.chip.service_irq(10, False)
+    assert taker.take_until_marker() == []
+    assert not taker.chip.get_ioapic_state().redirect_table[10] & REMOTE_IRR

@@ -1,0 +1,66 @@
+"""What a guest file says: which bytes belong where, and in which state the first vCPU starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from irqchip_vmm.loaders.flat import load_flat
+from irqchip_vmm.loaders.image import Image, LoadError
+from irqchip_vmm.loaders.multiboot import find_header, load_multiboot
+from irqchip_vmm.memory import MAX_SIZE
+
+__all__ = ["Image", "LoadError", "load_file", "load_image"]
+
+ELF_MAGIC = b"\x7fELF"
+
+
+def load_image(name: str, data: bytes, *, memory_size: int, command_line: str = "") -> Image:
+    """Multiboot if `data` has such a header, else a flat binary.
+
+    Args:
+        name: For messages.
+        data: The whole file.
+        memory_size: Bytes of guest memory it has to fit in.
+        command_line: For the guest; a flat binary has no way to get one.
+
+    Raises:
+        LoadError: The file is damaged, does not fit, or is of no kind that can be loaded.
+    """
+    header = find_header(data)
+    if header is not None:
+        return load_multiboot(name, data, header, memory_size=memory_size, command_line=command_line)
+    if data.startswith(ELF_MAGIC):
+        raise LoadError(
+            "it is an ELF file without a multiboot header in its first 8192 bytes",
+            subject=name,
+            remedy="link the header at the very start, or make a flat binary with objcopy -O binary",
+        )
+    if command_line:
+        raise LoadError(
+            "a flat binary cannot be given a command line", subject=name, remedy="leave it out, or use multiboot"
+        )
+    return load_flat(name, data, memory_size=memory_size)
+
+
+def load_file(path: str | os.PathLike[str], *, memory_size: int, command_line: str = "") -> Image:
+    """`load_image` of a file.
+
+    Raises:
+        LoadError: It cannot be read, or see `load_image`.
+    """
+    path = Path(path)
+    try:
+        # Nothing larger than memory can be loaded, and a device file may have no end.
+        with path.open("rb") as file:
+            data = file.read(min(memory_size, MAX_SIZE) + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise LoadError(f"cannot read it: {reason}", subject=str(path), remedy="name a file that can be read") from None
+    if len(data) > memory_size:
+        raise LoadError(
+            f"it is larger than the {memory_size >> 20} MiB of guest memory",
+            subject=str(path),
+            remedy="give the machine more memory",
+        )
+    return load_image(str(path), data, memory_size=memory_size, command_line=command_line)

@@ -1,0 +1,405 @@
+"""`Machine`: a PC as a library, on any hypervisor with any chip.
+
+    with Machine(chip="kvm_kernel", vcpu_count=2) as machine:
+        machine.add_device(Doorbell(machine.edge_irq(name="doorbell")), port=0x510, length=1)
+        machine.load(load_file("guest.elf", memory_size=machine.memory.size))
+        result = machine.run(timeout=10)
+
+The order of things follows from the chip's contract: VM, memory, chip, devices, then the vCPUs.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Self, TypeVar
+
+from attrs import frozen
+
+from irqchip_core.allocator import SystemAllocator
+from irqchip_core.bus import Bus, BusDevice
+from irqchip_core.chip import IrqChip, IrqChipCap
+from irqchip_core.errors import Closed, Exhausted, InvalidArgument, IrqChipError, WrongType
+from irqchip_core.events import DeviceId, IrqEventSource, PlatformDeviceId
+from irqchip_core.irq_loop import IrqLoop
+from irqchip_core.routes import IOAPIC_PINS
+from irqchip_core.selection import create_irqchip, create_vm
+from irqchip_core.vcpu import VcpuX86_64, Vm
+from irqchip_core.x86.chip import IrqChipX86_64
+from irqchip_vmm.cpuid import MAX_XAPIC_ID, vcpu_cpuid
+from irqchip_vmm.device_loop import DeviceLoop, Timer
+from irqchip_vmm.devices import debug_exit, generator, i8042, rtc, uart
+from irqchip_vmm.ending import End, Ending, Outcome
+from irqchip_vmm.interrupts import EdgeIrq, IrqCount, LevelIrq, MsiIrq
+from irqchip_vmm.loaders.image import Image
+from irqchip_vmm.memory import MAX_SIZE, MIN_SIZE, PAGE, GuestMemory
+from irqchip_vmm.vcpu_thread import VcpuThread
+
+_log = logging.getLogger(__name__)
+_Irq = TypeVar("_Irq", EdgeIrq, LevelIrq, MsiIrq)
+
+MAX_VCPUS = MAX_XAPIC_ID
+KICK_SECONDS = 0.2
+"""How long a kicked vCPU may take before it is kicked again."""
+JOIN_SECONDS = 10.0
+"""How long all vCPUs may take to end before `close` gives up on them."""
+
+
+@frozen
+class RunResult:
+    """What became of a run.
+
+    Attributes:
+        end: How it ended.
+        seconds: How long it took.
+        interrupts: What each device raised.
+        report: What the guest reported to the interrupt generator; None if nothing.
+        report_error: Why the last report was refused; None if none was.
+        exits: How often the vCPUs left guest code, by kind of exit.
+        unclaimed: Accesses of the guest that no device answered.
+        device_errors: Exceptions of devices that were logged and ignored.
+    """
+
+    end: End
+    seconds: float
+    interrupts: Sequence[IrqCount]
+    report: Sequence[generator.ReportRow] | None
+    report_error: str | None
+    exits: Mapping[str, int]
+    unclaimed: int
+    device_errors: int
+
+
+class Machine:
+    """A PC with COM1, RTC, keyboard controller (reset only), exit port and interrupt generator.
+
+    Args:
+        hypervisor: Name of one, a VM without memory, vCPUs and chip, or None for the first that is usable.
+        chip: Name of a backend, a chip made for that VM, or None for the first that fits. What is given as an object
+            stays the caller's to close, after the machine.
+        memory_size: Bytes of RAM from address 0, a multiple of 4096 from 1 MiB to 3 GiB.
+        vcpu_count: 1 to 254; APIC ids are 0 and up.
+        require: What the chip must be able to do.
+        console: Takes each byte the guest sends on COM1, on a vCPU's thread.
+
+    Raises:
+        InvalidArgument: A size or count out of range.
+        WrongType: A chip without its VM, or not of x86.
+        IrqChipError: See `create_vm` and `create_irqchip`.
+    """
+
+    def __init__(
+        self,
+        *,
+        hypervisor: str | Vm | None = None,
+        chip: str | IrqChip | None = None,
+        memory_size: int = 16 << 20,
+        vcpu_count: int = 1,
+        require: Collection[IrqChipCap] = (),
+        console: Callable[[bytes], object] = lambda data: None,
+    ) -> None:
+        _check_range("memory_size", memory_size, MIN_SIZE, MAX_SIZE, PAGE)
+        _check_range("vcpu_count", vcpu_count, 1, MAX_VCPUS, 1)
+        if isinstance(chip, IrqChip) and (hypervisor is None or isinstance(hypervisor, str)):
+            raise WrongType(
+                "a chip that is made already comes with its VM",
+                subject="Machine",
+                argument="chip",
+                remedy="give the VM as hypervisor",
+            )
+        self.vcpu_count = vcpu_count
+        self._vcpu_threads: list[VcpuThread] = []
+        self._ending = Ending(self._kick)
+        self._started = False
+        self._cleanup: list[Callable[[], object]] = []  # what was made, to be undone in reverse
+        try:
+            self._make(hypervisor, chip, memory_size, require)
+            self._make_devices(console)
+        except BaseException:
+            self.close()
+            raise
+
+    def _make(
+        self,
+        hypervisor: str | Vm | None,
+        chip: str | IrqChip | None,
+        memory_size: int,
+        require: Collection[IrqChipCap],
+    ) -> None:
+        if hypervisor is None or isinstance(hypervisor, str):
+            self.vm = create_vm(hypervisor)
+            self._cleanup.append(self.vm.close)
+        else:
+            self.vm = hypervisor
+        self.memory = GuestMemory(self.vm.map_memory(0, memory_size))
+        self._cleanup.append(self.memory.close)
+        if isinstance(chip, IrqChip):
+            made = chip
+        else:
+            made = create_irqchip(chip, vm=self.vm, vcpu_count=self.vcpu_count, require=require)
+            self._cleanup.append(made.close)
+        if not isinstance(made, IrqChipX86_64):
+            raise WrongType(f"{made.name} is not a chip of a PC", subject="Machine", argument="chip")
+        self.chip: IrqChipX86_64 = made
+        self.io_bus = Bus("I/O")
+        self.mmio_bus = Bus("MMIO")
+        self.allocator = SystemAllocator()
+        self.irqs: list[EdgeIrq | LevelIrq] = []
+        self._image: Image | None = None
+        self._loop = DeviceLoop(self._device_failed)
+        self._cleanup.append(self._close_irqs)
+        self._cleanup.append(self._loop.stop)
+
+    def _make_devices(self, console: Callable[[bytes], object]) -> None:
+        self.generator = generator.InterruptGenerator(self, self._loop, self.memory, self.vcpu_count)
+        self.add_device(self.generator, mmio=generator.GENERATOR_BASE, length=generator.GENERATOR_LENGTH)
+        base, length = i8042.port_range(self.chip.pit_uses_speaker_port())
+        self.add_device(i8042.I8042(self._reset), port=base, length=length)
+        rtc_irq = self.edge_irq(rtc.RTC_GSI, name="rtc", device_id=PlatformDeviceId.CMOS)
+        self.rtc = rtc.Rtc(rtc_irq.trigger, self._loop, memory_size=self.memory.size)
+        self.add_device(self.rtc, port=rtc.RTC_PORT, length=rtc.RTC_LENGTH)
+        com1_irq = self.edge_irq(uart.COM1_GSI, name="com1", device_id=PlatformDeviceId.SERIAL)
+        self.com1 = uart.Uart(com1_irq.trigger, console)
+        self.add_device(self.com1, port=uart.COM1_PORT, length=uart.LENGTH)
+        self.add_device(debug_exit.DebugExit(self._exit), port=debug_exit.EXIT_PORT, length=debug_exit.EXIT_PORT_LENGTH)
+
+    # --- Devices and their interrupts ---
+
+    def add_device(
+        self, device: BusDevice, *, port: int | None = None, mmio: int | None = None, length: int = 1
+    ) -> None:
+        """Put `device` at I/O ports from `port` or at physical addresses from `mmio`. Once for each range.
+
+        Raises:
+            InvalidArgument: Not exactly one of `port` and `mmio`, or the range is taken or out of range.
+        """
+        if (port is None) == (mmio is None):
+            raise InvalidArgument(
+                "it is to be at a port or at an MMIO address",
+                subject="Machine",
+                argument=device.debug_label,
+                remedy="give one of port and mmio",
+            )
+        if port is not None:
+            _check_range("port", port, 0, 0x10000 - length, 1)
+            self.io_bus.insert(device, port, length)
+        elif mmio is not None:
+            _check_range("mmio", mmio, self.memory.size, (1 << 52) - length, 1)
+            self.mmio_bus.insert(device, mmio, length)
+
+    def edge_irq(
+        self, gsi: int | None = None, *, name: str, device_id: DeviceId = PlatformDeviceId.DEBUG_CONSOLE
+    ) -> EdgeIrq:
+        """An edge interrupt on line `gsi`, or on a free one.
+
+        Raises:
+            Exhausted: No number is free.
+            IrqChipError: See `IrqChip.register_edge_irq_event`.
+        """
+        gsi = self._free_line() if gsi is None else gsi
+        return self._keep(EdgeIrq(self.chip, gsi, IrqEventSource(device_id, 0, name)))
+
+    def level_irq(
+        self, gsi: int | None = None, *, name: str, device_id: DeviceId = PlatformDeviceId.DEBUG_CONSOLE
+    ) -> LevelIrq:
+        """A level interrupt on line `gsi`, or on a free one. Set its `on_resample`. Raises as `edge_irq` does."""
+        gsi = self._free_line() if gsi is None else gsi
+        irq = self._keep(LevelIrq(self.chip, gsi, IrqEventSource(device_id, 0, name)))
+        self._loop.watch(irq.event.get_resample(), irq.resample)
+        return irq
+
+    def msi_irq(self, *, name: str, device_id: DeviceId = PlatformDeviceId.DEBUG_CONSOLE) -> MsiIrq:
+        """A message on a GSI of its own; it reaches nothing until `MsiIrq.set_message`. Raises as `edge_irq` does."""
+        gsi = self.allocator.allocate_irq_from(IOAPIC_PINS)
+        return self._keep(MsiIrq(self.chip, gsi, IrqEventSource(device_id, 0, name)))
+
+    def _free_line(self) -> int:
+        gsi = self.allocator.allocate_irq()
+        if gsi is None:
+            raise Exhausted("all interrupt numbers are taken", subject="Machine", remedy="share a line: give its gsi")
+        return gsi
+
+    def _keep(self, irq: _Irq) -> _Irq:
+        self.irqs.append(irq)
+        return irq
+
+    def watch(self, source: object, callback: Callable[[], object]) -> None:
+        """Call `callback` on the devices' thread whenever `source` (a descriptor, or what has one) is readable."""
+        self._loop.watch(source, callback)
+
+    def unwatch(self, source: object) -> None:
+        """Undo `watch`."""
+        self._loop.unwatch(source)
+
+    def call_later(self, nanoseconds: int, callback: Callable[[], object]) -> Timer:
+        """Call `callback` on the devices' thread in that time."""
+        return self._loop.call_at(self._loop.now() + nanoseconds, callback)
+
+    # --- Running ---
+
+    def load(self, image: Image) -> None:
+        """Put the guest into memory; vCPU 0 will start in it.
+
+        Raises:
+            InvalidArgument: It does not fit into memory.
+        """
+        image.write_to(self.memory)
+        self._image = image
+
+    def run(self, timeout: float | None = None) -> RunResult:
+        """Run the guest to its end. Once for each machine.
+
+        Args:
+            timeout: Seconds to wait for the end at most.
+
+        Returns:
+            What became of it; failures of vCPUs and devices included.
+
+        Raises:
+            InvalidArgument: No guest was loaded.
+            Closed: The machine has run already, or is closed.
+            IrqChipError: The machine cannot start, or a vCPU does not end when it is told to.
+        """
+        if self._image is None:
+            raise InvalidArgument("there is no guest to run", subject="Machine", remedy="load one first")
+        if self._started or not self._cleanup:
+            raise Closed("the machine has had its run", subject="Machine", remedy="make another one")
+        self._started = True
+        start = time.monotonic()
+        try:
+            self._start()
+            if not self._ending.wait(timeout):
+                self._ending.finish(Outcome.TIMEOUT, detail=f"the guest still runs after {timeout:g} seconds")
+        finally:
+            self._ending.finish(Outcome.STOPPED)
+            self._join()
+            self._loop.stop()
+        assert self._ending.end is not None
+        return self._result(self._ending.end, time.monotonic() - start)
+
+    def _start(self) -> None:
+        self.chip.finalize_devices(self.allocator, self.io_bus, self.mmio_bus)
+        supported = self.vm.supported_cpuid()
+
+        def prepare(vcpu: VcpuX86_64) -> None:
+            vcpu.set_cpuid(vcpu_cpuid(supported, self.chip, vcpu.id, self.vcpu_count))
+            if vcpu.id == 0 and self._image is not None:
+                sregs = vcpu.get_sregs()
+                self._image.set_sregs(sregs)
+                vcpu.set_sregs(sregs)
+                vcpu.set_regs(self._image.regs)
+
+        barrier = threading.Barrier(self.vcpu_count + 1)
+        for vcpu_id in range(self.vcpu_count):
+            handles = (self.io_bus.for_vcpu(vcpu_id), self.mmio_bus.for_vcpu(vcpu_id))
+            self._vcpu_threads.append(VcpuThread(vcpu_id, self.vm, self.chip, *handles, prepare, barrier, self._ending))
+        irq_loop = IrqLoop(self.chip)
+        self._cleanup.append(irq_loop.stop)
+        try:
+            for thread in self._vcpu_threads:
+                thread.start()
+            self._loop.start()
+            irq_loop.start()
+            barrier.wait()
+        except threading.BrokenBarrierError:
+            pass  # a vCPU could not be made: the end says which and why
+        except BaseException:
+            barrier.abort()
+            raise
+
+    def stop(self) -> None:
+        """End the run. From any thread."""
+        self._ending.finish(Outcome.STOPPED)
+
+    def _exit(self, status: int, vcpu_id: int) -> None:
+        self._ending.finish(Outcome.EXIT, status, vcpu_id)
+
+    def _reset(self, vcpu_id: int) -> None:
+        self._ending.finish(Outcome.RESET, vcpu_id=vcpu_id)
+
+    def _device_failed(self, error: BaseException) -> None:
+        _log.error("a device failed", exc_info=error)
+        self._ending.finish(Outcome.ERROR, detail=f"a device failed: {type(error).__name__}: {error}")
+
+    def _kick(self) -> None:
+        for thread in self._vcpu_threads:
+            thread.kick()
+        if self._vcpu_threads:
+            self.chip.kick_halted_vcpus()
+
+    def _join(self) -> None:
+        """Wait for the vCPUs to end; one that was busy when it was kicked is kicked again."""
+        deadline = time.monotonic() + JOIN_SECONDS
+        waiting = [thread for thread in self._vcpu_threads if thread.ident is not None]
+        while waiting:
+            waiting[0].join(KICK_SECONDS)
+            waiting = [thread for thread in waiting if thread.is_alive()]
+            if not waiting:
+                break
+            if time.monotonic() > deadline:
+                names = ", ".join(thread.name for thread in waiting)
+                raise IrqChipError(
+                    f"{names} did not end within {JOIN_SECONDS:g} seconds",
+                    subject="Machine",
+                    remedy="see that the console callback and devices return",
+                )
+            self._kick()
+
+    def _result(self, end: End, seconds: float) -> RunResult:
+        exits: Counter[str] = Counter()
+        for thread in self._vcpu_threads:
+            exits.update(thread.exits)
+        return RunResult(
+            end=end,
+            seconds=seconds,
+            interrupts=[irq.count() for irq in self.irqs],
+            report=self.generator.report,
+            report_error=self.generator.report_error,
+            exits=dict(sorted(exits.items())),
+            unclaimed=self.io_bus.unclaimed + self.mmio_bus.unclaimed,
+            device_errors=self.io_bus.errors + self.mmio_bus.errors,
+        )
+
+    # --- Closing ---
+
+    def _close_irqs(self) -> None:
+        for irq in self.irqs:
+            irq.close()
+        self.irqs.clear()
+
+    def close(self) -> None:
+        """End the run, if one is under way, and release everything. Closing twice is harmless.
+
+        Raises:
+            IrqChipError: A vCPU does not end; all else is released.
+        """
+        self._ending.finish(Outcome.STOPPED)
+        first_error: Exception | None = None
+        for undo in [self._join, *reversed(self._cleanup)]:
+            try:
+                undo()
+            except Exception as error:
+                first_error = first_error or error
+        self._cleanup.clear()
+        if first_error is not None:
+            raise first_error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _check_range(argument: str, value: int, lowest: int, highest: int, multiple: int) -> None:
+    if not lowest <= value <= highest or value % multiple:
+        of = f", a multiple of {multiple}" if multiple > 1 else ""
+        raise InvalidArgument(
+            f"{value:#x} is out of range",
+            subject="Machine",
+            argument=argument,
+            remedy=f"give {lowest:#x} to {highest:#x}{of}",
+        )

@@ -1,0 +1,170 @@
+"""`irqchip run`: the arguments, the machine, the terminal, the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import BinaryIO
+
+from irqchip_core.chip import IrqChipCap
+from irqchip_core.errors import InvalidArgument
+from irqchip_vmm import report
+from irqchip_vmm.ending import Outcome
+from irqchip_vmm.guest import NAME, demonstration_guest
+from irqchip_vmm.loaders import load_file
+from irqchip_vmm.machine import Machine, RunResult
+from irqchip_vmm.plugin import DEFAULT_TIMEOUT
+
+STATUS_FAILED, STATUS_TIMEOUT, STATUS_INTERRUPTED = 1, 124, 130
+READ_SIZE = 4096
+MAX_BACKLOG = 16 << 10
+"""Bytes of input to hold for a guest that does not read."""
+RETRY_NS = 50_000_000
+
+_OUTCOME_STATUS = {
+    Outcome.RESET: 0,
+    Outcome.SHUTDOWN: 0,
+    Outcome.TIMEOUT: STATUS_TIMEOUT,
+    Outcome.STOPPED: STATUS_INTERRUPTED,
+}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a guest as `args` say; returns the exit status."""
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        print("\nirqchip: interrupted", file=sys.stderr)
+        return STATUS_INTERRUPTED
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.guest is None and args.append:
+        raise InvalidArgument("the built-in guest takes no command line", argument="--append", remedy="name a guest")
+    memory_size = args.memory << 20
+    if args.guest is None:
+        image = demonstration_guest(memory_size=memory_size, vcpu_count=args.vcpus)
+    else:
+        image = load_file(args.guest, memory_size=memory_size, command_line=args.append)
+    timeout = args.timeout or (DEFAULT_TIMEOUT if args.guest is None else None)
+    console = _Console(sys.stderr.buffer if args.json else sys.stdout.buffer)
+    with Machine(
+        hypervisor=args.hypervisor,
+        chip=args.chip,
+        memory_size=memory_size,
+        vcpu_count=args.vcpus,
+        require={IrqChipCap(name) for name in args.require},
+        console=console.write,
+    ) as machine:
+        machine.load(image)
+        print(_choice(args, machine), file=sys.stderr, flush=True)
+        if args.guest is not None:
+            _Input(machine).start()
+        result = machine.run(timeout)
+        problems = _problems(args, machine, result)
+        _show(args, machine, result, problems)
+    return _status(args, result, problems)
+
+
+def _choice(args: argparse.Namespace, machine: Machine) -> str:
+    chip_reason = "asked for" if args.chip else "the first that fits"
+    if args.require:
+        chip_reason += f" with {', '.join(args.require)}"
+    hypervisor_reason = "asked for" if args.hypervisor else "the first that is usable"
+    return (
+        f"irqchip: {args.guest or NAME} on chip {machine.chip.name} ({chip_reason}), "
+        f"hypervisor {machine.vm.hypervisor} ({hypervisor_reason}), vCPUs: {machine.vcpu_count}"
+    )
+
+
+def _problems(args: argparse.Namespace, machine: Machine, result: RunResult) -> list[str]:
+    end = result.end
+    problems = []
+    if end.outcome not in (Outcome.EXIT, Outcome.RESET, Outcome.SHUTDOWN):
+        problems.append(": ".join(part for part in (end.outcome.value.replace("_", " "), end.detail) if part))
+    if args.guest is None:
+        tsc_deadline = machine.chip.check_capability(IrqChipCap.TSC_DEADLINE_TIMER)
+        return problems + report.demonstration_problems(result, machine.vcpu_count, tsc_deadline)
+    problems += report.row_problems(result.report or ())
+    if result.report_error is not None:
+        problems.append(f"the guest's report is none: {result.report_error}")
+    return problems
+
+
+def _show(args: argparse.Namespace, machine: Machine, result: RunResult, problems: list[str]) -> None:
+    if args.json:
+        data = report.as_json(
+            result,
+            chip=machine.chip.name,
+            hypervisor=machine.vm.hypervisor,
+            vcpu_count=machine.vcpu_count,
+            problems=problems,
+        )
+        print(json.dumps(data, indent=2))
+        return
+    print(f"\n{report.table(report.totals(result, machine.vcpu_count), machine.vcpu_count)}", flush=True)
+    for problem in problems:
+        print(f"irqchip: {problem}", file=sys.stderr)
+    if args.guest is None and not problems:
+        print("Every interrupt was taken exactly as often as it was raised.")
+
+
+def _status(args: argparse.Namespace, result: RunResult, problems: list[str]) -> int:
+    outcome = result.end.outcome
+    if outcome in (Outcome.TIMEOUT, Outcome.STOPPED):
+        return _OUTCOME_STATUS[outcome]
+    if args.guest is None:
+        return STATUS_FAILED if problems else 0
+    if outcome is Outcome.EXIT and result.end.status is not None:
+        return result.end.status & 0xFF  # all that a process can give
+    return _OUTCOME_STATUS.get(outcome, STATUS_FAILED)
+
+
+class _Console:
+    """Writes what the guest sends, until nobody listens any more."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream: BinaryIO | None = stream
+
+    def write(self, data: bytes) -> None:
+        if self._stream is not None:
+            try:
+                self._stream.write(data)
+                self._stream.flush()
+            except OSError:
+                self._stream = None
+
+
+class _Input:
+    """Hands standard input to COM1, no faster than the guest reads."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        try:
+            self._fd = sys.stdin.fileno()
+        except (AttributeError, OSError, ValueError):  # there is none
+            self._fd = -1
+
+    def start(self) -> None:
+        if self._fd >= 0:
+            self._machine.watch(self._fd, self._read)
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._fd, READ_SIZE)
+        except OSError:
+            data = b""
+        if data:
+            self._machine.com1.receive(data)
+        if not data or self._machine.com1.backlog > MAX_BACKLOG:
+            self._machine.unwatch(self._fd)
+            if data:
+                self._machine.call_later(RETRY_NS, self._retry)
+
+    def _retry(self) -> None:
+        if self._machine.com1.backlog > MAX_BACKLOG:
+            self._machine.call_later(RETRY_NS, self._retry)
+        else:
+            self.start()
