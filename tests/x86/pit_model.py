@@ -51,6 +51,8 @@ class PitOracle(Protocol):
     """Another 8254."""
 
     counters: tuple[int, ...]
+    stopped: bool
+    """Its time stands still between accesses."""
 
     def read(self, port: int) -> tuple[int, Window]:
         """A value, and between which times, in ns, it was read."""
