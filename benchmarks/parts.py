@@ -11,6 +11,7 @@ from itertools import count
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from benchmarks import apic
 from irqchip_core.x86.pic import Pic
 from irqchip_core.x86.pit import Pit
 
@@ -101,4 +102,4 @@ def test_pit_expiry(pit: Pit, benchmark: BenchmarkFixture) -> None:
 
 if __name__ == "__main__":
     columns = ["--benchmark-columns=median,iqr,ops", "--benchmark-group-by=group", "--benchmark-sort=name"]
-    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *columns, *sys.argv[1:], __file__]))
+    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *columns, *sys.argv[1:], __file__, apic.__file__]))
