@@ -53,6 +53,8 @@ class PicState:
         use_4_byte_icw: ICW1 announced an ICW4.
         elcr: Edge/level control register, bit set for level.
         elcr_mask: Bits of ELCR that can be set.
+        single_mode: ICW1 said that there is no cascade. KVM has no such mode, nor the next one.
+        level_triggered: ICW1 made all lines level-triggered (LTIM).
     """
 
     last_irr: int = 0
@@ -71,6 +73,8 @@ class PicState:
     use_4_byte_icw: bool = False
     elcr: int = 0
     elcr_mask: int = 0
+    single_mode: bool = False
+    level_triggered: bool = False
 
 
 @define
@@ -83,6 +87,9 @@ class IoapicState:
         ioapicid: Id register; the id is in bits 24-27.
         current_interrupt_level_bitmap: Bit n is the level of pin n.
         redirect_table: One 64-bit redirection entry a pin.
+        successive_eois: By pin, EOIs in a row that found its line still asserted. KVM does not tell.
+        held_back: Bit n: the interrupt of pin n is held back, since its guest never lowers the line.
+        held_back_for: Nanoseconds until those are sent; None if there are none.
     """
 
     base_address: int = 0
@@ -90,6 +97,9 @@ class IoapicState:
     ioapicid: int = 0
     current_interrupt_level_bitmap: int = 0
     redirect_table: list[int] = field(factory=lambda: [0] * IOAPIC_PINS)
+    successive_eois: dict[int, int] = field(factory=dict[int, int])
+    held_back: int = 0
+    held_back_for: int | None = None
 
 
 @define
@@ -98,9 +108,34 @@ class LapicState:
 
     Attributes:
         regs: 64 registers of 32 bits; the one at byte offset n of the register page is ``regs[n // 16]``.
+            In x2APIC mode the id has all its 32 bits (KVM_X2APIC_API_USE_32BIT_IDS), and the upper half of
+            the interrupt command register is at 0x310.
+
+    KVM_GET_LAPIC does not tell the rest:
+
+    Attributes:
+        apic_base: IA32_APIC_BASE; None where the record came from KVM, which has it in the vCPU's MSRs.
+        pending_errors: What ESR will show when it is written next.
+        timer_elapsed: Time since the timer's count was the initial one, in 10**-9 cycles of its input
+            clock; None if it stands still, or if only the current count in `regs` is known.
+        tsc_deadline: IA32_TSC_DEADLINE.
+        lint_levels: Bit n: LINTn is asserted.
+        nmis: Pending NMIs, 0 to 2.
+        smi, init, extint: Whether one is pending.
+        startup_vector: That of a pending start-up IPI, or None.
     """
 
     regs: list[int] = field(factory=lambda: [0] * LAPIC_REGISTERS)
+    apic_base: int | None = None
+    pending_errors: int = 0
+    timer_elapsed: int | None = None
+    tsc_deadline: int = 0
+    lint_levels: int = 0
+    nmis: int = 0
+    smi: bool = False
+    init: bool = False
+    startup_vector: int | None = None
+    extint: bool = False
 
 
 class PitRwState(enum.IntEnum):
@@ -123,6 +158,39 @@ class PitRwMode(enum.IntEnum):
 
 
 @define
+class PitCounting:
+    """What goes on inside an 8254 counter, between the registers a program sees. KVM keeps none of it.
+
+    Attributes:
+        control: The last control word's bits 0-5, as written.
+        count_register: CR, the count as written, 16 bits, in BCD if so programmed.
+        count_written: A whole count was written since the control word.
+        null_count: CR is not loaded into the counting element yet.
+        load: The next CLK pulse loads it.
+        element: CE, as it was when last loaded.
+        elapsed: CLK pulses it has counted since; in mode 3 since the half cycle began.
+        running: It counts, if the gate lets it.
+        armed: It has not reached 0 yet (modes 0, 1, 4, 5).
+        output: Level of OUT.
+        rising_edges: Of OUT, since the owner last took them.
+        write_latch: The byte that waits for its other half.
+    """
+
+    control: int = 0
+    count_register: int = 0
+    count_written: bool = False
+    null_count: bool = False
+    load: bool = False
+    element: int = 0
+    elapsed: int = 0
+    running: bool = False
+    armed: bool = False
+    output: bool = True
+    rising_edges: int = 0
+    write_latch: int = 0
+
+
+@define
 class PitChannelState:
     """One 8254 counter.
 
@@ -136,6 +204,7 @@ class PitChannelState:
         mode: Mode 0-5; KVM has 0xFF before the first control word.
         gate: Level of the gate input.
         count_load_time: Nanoseconds on the chip's clock when counting began.
+        counting: The rest of its state; None in a record of KVM's, whose counters start anew when restored.
     """
 
     count: int = 0
@@ -151,6 +220,7 @@ class PitChannelState:
     bcd: bool = False
     gate: bool = False
     count_load_time: int = 0
+    counting: PitCounting | None = None
 
 
 @define
@@ -160,10 +230,12 @@ class PitState:
     Attributes:
         channels: Its three counters.
         flags: KVM_PIT_FLAGS_*.
+        age: Nanoseconds since the first CLK pulse. It places the record between two pulses.
     """
 
     channels: list[PitChannelState] = field(factory=lambda: [PitChannelState() for _ in range(3)])
     flags: int = 0
+    age: int = 0
 
 
 @define

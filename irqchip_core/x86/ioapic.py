@@ -1,0 +1,405 @@
+"""The I/O APIC: interrupt lines in, messages to local APICs out.
+
+Follows Intel's 82093AA data sheet (290566), sections 3 and 3.2, and for version 0x20 the EOI register of
+the ICH (I/O controller hub) data sheets. It does no I/O: it returns messages and other effects, and its
+owner carries them out.
+
+Left out: the APIC bus and its arbitration (messages never wait, so delivery status reads 0), and the pin
+assertion register of the ICH. Coalesced ticks of the RTC (pin 8) are not tracked here as KVM does: an
+edge-triggered pin of the hardware knows nothing of the EOI; that the previous tick was not served yet is
+what `Lapic.accept` tells.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from irqchip_core.errors import InvalidArgument
+from irqchip_core.routes import IOAPIC_PINS
+from irqchip_core.x86.effects import Effects, Resample, WakeAt
+from irqchip_core.x86.msi import DELIVERY_MODE_MASK, LOWEST_PRIORITY, VECTOR_MASK, Message, decode_redirection_entry
+from irqchip_core.x86.state import IOAPIC_BASE, IoapicState
+
+# Registers in memory
+IOREGSEL = 0x00  # (RW) bits 0-7 select what IOWIN shows
+IOWIN = 0x10  # (RW) 32-bit accesses only
+EOIR = 0x40  # (WO) version 0x20: bits 0-7, end of interrupt for that vector
+
+# Registers behind IOWIN
+IOAPICID = 0x00  # (RW)
+ID_MASK = 0xF << 24
+IOAPICVER = 0x01  # (RO)
+MAXIMUM_ENTRY_SHIFT = 16
+IOAPICARB = 0x02  # (RO) loaded with the id
+IOREDTBL = 0x10  # (RW) two registers an entry, low half first
+
+# Redirection entry. Not named: 0-7 vector, 8-10 delivery mode, 11 destination mode, 56-63 destination.
+DELIVERY_STATUS = 1 << 12  # (RO)
+POLARITY_LOW = 1 << 13
+REMOTE_IRR = 1 << 14  # (RO)
+TRIGGER_LEVEL = 1 << 15
+MASKED = 1 << 16
+ENTRY_WRITABLE_MASK = 0xFF << 56 | 0x1AFFF  # the rest is reserved and reads 0
+MESSAGE_BITS = ENTRY_WRITABLE_MASK & ~(POLARITY_LOW | MASKED)
+ENTRY_READ_ONLY = DELIVERY_STATUS | REMOTE_IRR
+ENTRY_RESET = MASKED
+
+VERSION_82093AA = 0x11
+VERSION_ICH = 0x20
+"""From this version on there is an EOI register."""
+MAXIMUM_PINS = 240
+_WIDE_SELECTOR_PINS = 120  # what 8 bits of IOREGSEL reach; more pins get a selector of 9 bits
+
+STORM_EOIS = 10_000
+"""EOIs in a row that find the line still asserted, after which the next interrupt waits (as in KVM)."""
+STORM_DELAY = 10_000_000
+"""How long it waits, in nanoseconds."""
+
+# What became of a line change, with the numbers of KVM_IRQ_LINE_STATUS.
+IGNORED = -1  # masked, or nothing new
+COALESCED = 0  # merged with an interrupt the guest has not ended yet
+DELIVERED = 1
+
+
+class LineResult(NamedTuple):
+    """What `Ioapic.set_line` answers.
+
+    Attributes:
+        outcome: DELIVERED, COALESCED or IGNORED. Deasserting gives DELIVERED, as in KVM.
+        message: To be delivered to the local APICs; None if nothing is.
+    """
+
+    outcome: int
+    message: Message | None
+
+
+_LINE_IGNORED: Final = LineResult(IGNORED, None)
+_LINE_COALESCED: Final = LineResult(COALESCED, None)
+_LINE_DEASSERTED: Final = LineResult(DELIVERED, None)
+
+
+class Ioapic:
+    """One I/O APIC.
+
+    Args:
+        pins: Number of inputs, 24 to 240.
+        version: 0x11 or 0x20; with 0x20 there is an EOI register.
+        electrical: False: lines say whether the interrupt is asserted, and the polarity bit is only stored
+            (as in KVM and QEMU). True: they carry voltage levels, and the polarity bit says which
+            one asserts.
+
+    Attributes:
+        wake_at: When to call `expire`, nanoseconds on the owner's clock; None for never.
+        resample_pins: Bit n: the owner holds line n asserted until its interrupt ends. The EOI lowers
+            such a line and yields `Resample`.
+        ignored: Accesses that mean nothing to the hardware.
+        delivered, coalesced: Interrupts of each pin.
+
+    Raises:
+        InvalidArgument: A number of pins or a version that does not exist.
+    """
+
+    __slots__ = (
+        "_by_vector", "_eois", "_id", "_lines", "_results", "_select", "_select_mask", "_storming", "coalesced",
+        "delivered", "electrical", "entries", "ignored", "pins", "resample_pins", "version", "wake_at",
+    )  # fmt: skip
+
+    def __init__(self, pins: int = IOAPIC_PINS, version: int = VERSION_ICH, *, electrical: bool = False) -> None:
+        if not IOAPIC_PINS <= pins <= MAXIMUM_PINS:
+            raise InvalidArgument(
+                f"an IOAPIC cannot have {pins} pins",
+                subject="Ioapic",
+                argument="pins",
+                remedy=f"give {IOAPIC_PINS} to {MAXIMUM_PINS}",
+            )
+        if version not in (VERSION_82093AA, VERSION_ICH):
+            raise InvalidArgument(
+                f"{version:#x} is no version", subject="Ioapic", argument="version", remedy="give 0x11 or 0x20"
+            )
+        self.pins = pins
+        self.version = version
+        self.electrical = electrical
+        self.resample_pins = 0
+        self._select_mask = 0xFF if pins <= _WIDE_SELECTOR_PINS else 0x1FF
+        self.reset()
+
+    def reset(self) -> None:
+        """Return to the state after power-up: every entry masked, every line low, counters 0."""
+        self._select = 0
+        self._id = 0
+        self._lines = 0  # bit n: level of line n, as set_line had it
+        self.entries = [ENTRY_RESET] * self.pins
+        self._by_vector = [0] * 256  # bit n: the entry of pin n has this vector
+        self._by_vector[0] = (1 << self.pins) - 1
+        # A message of its own for each pin: `refused` tells them apart.
+        self._results = [LineResult(DELIVERED, decode_redirection_entry(ENTRY_RESET)) for _ in range(self.pins)]
+        self._eois = [0] * self.pins  # in a row, with the line still asserted
+        self._storming = 0  # bit n: pin n waits for wake_at
+        self.wake_at: int | None = None
+        self.ignored = 0
+        self.delivered = [0] * self.pins
+        self.coalesced = [0] * self.pins
+
+    # Guest accesses
+
+    def read(self, offset: int, size: int, now: int) -> int:
+        """What the guest reads at `offset` of the page; `size` is 1 to 8 bytes."""
+        if offset == IOWIN:
+            value = self._read_register(self._select)
+        elif offset == IOREGSEL:
+            value = self._select
+        else:
+            self.ignored += 1
+            return 0
+        return value if size >= 4 else value & (1 << 8 * size) - 1
+
+    def write(self, offset: int, size: int, value: int, now: int) -> Effects:
+        """The guest writes `value` of `size` bytes at `offset` of the page."""
+        if offset == IOREGSEL:
+            self._select = value & self._select_mask
+        elif offset == IOWIN and size == 4:
+            return self._write_register(self._select, value & 0xFFFFFFFF)
+        elif offset == EOIR and self.version >= VERSION_ICH:
+            return self.end_of_interrupt(value & VECTOR_MASK, now)
+        else:
+            self.ignored += 1
+        return ()
+
+    def _read_register(self, select: int) -> int:
+        if select >= IOREDTBL:
+            pin = (select - IOREDTBL) >> 1
+            if pin >= self.pins:
+                self.ignored += 1
+                return 0xFFFFFFFF
+            return self.entries[pin] >> 32 if select & 1 else self.entries[pin] & 0xFFFFFFFF
+        if select in (IOAPICID, IOAPICARB):
+            return self._id
+        if select == IOAPICVER:
+            return (self.pins - 1) << MAXIMUM_ENTRY_SHIFT | self.version
+        self.ignored += 1
+        return 0
+
+    def _write_register(self, select: int, value: int) -> Effects:
+        if select >= IOREDTBL and (pin := (select - IOREDTBL) >> 1) < self.pins:
+            old = self.entries[pin]
+            if select & 1:
+                return self._set_entry(pin, value << 32 | old & 0xFFFFFFFF)
+            return self._set_entry(pin, old & ~0xFFFFFFFF | value)
+        if select == IOAPICID:
+            self._id = value & ID_MASK
+        else:
+            self.ignored += 1
+        return ()
+
+    def _set_entry(self, pin: int, value: int) -> Effects:
+        old = self.entries[pin]
+        was_asserted = self._asserted(pin)
+        entry = value & ENTRY_WRITABLE_MASK | old & ENTRY_READ_ONLY
+        if not entry & TRIGGER_LEVEL:
+            # Software without an EOI register ends an interrupt by switching to edge and back.
+            entry &= ~REMOTE_IRR
+        self._store_entry(pin, entry)
+        if entry & MASKED or not self._asserted(pin):
+            return ()
+        if _is_level(entry):
+            if entry & REMOTE_IRR:
+                return ()
+            if self.resample_pins >> pin & 1:
+                # The line is what the owner remembers; ask the device before interrupting for nothing.
+                self._lower(pin)
+                return (Resample(pin),)
+            return (self._fire(pin),)
+        # An edge on a masked pin is lost; but a new polarity is an edge on the pin itself.
+        return () if was_asserted else (self._fire(pin),)
+
+    def _store_entry(self, pin: int, entry: int) -> None:
+        changed = self.entries[pin] ^ entry
+        self.entries[pin] = entry
+        if not changed & MESSAGE_BITS:
+            return
+        if changed & VECTOR_MASK:
+            self._by_vector[(entry ^ changed) & VECTOR_MASK] &= ~(1 << pin)
+            self._by_vector[entry & VECTOR_MASK] |= 1 << pin
+        self._results[pin] = LineResult(DELIVERED, decode_redirection_entry(entry))
+
+    # Lines
+
+    def _asserted(self, pin: int) -> bool:
+        level = self._lines >> pin & 1
+        if self.electrical and self.entries[pin] & POLARITY_LOW:
+            level ^= 1
+        return level == 1
+
+    def set_line(self, pin: int, level: int) -> LineResult:
+        """Drive line `pin` to `level`, 0 or 1.
+
+        Raises:
+            InvalidArgument: There is no such pin.
+        """
+        if not 0 <= pin < self.pins:
+            raise InvalidArgument(
+                f"there is no pin {pin}", subject="Ioapic", argument="pin", remedy=f"give 0 to {self.pins - 1}"
+            )
+        bit = 1 << pin
+        entry = self.entries[pin]
+        changed = bool(self._lines & bit) != bool(level)
+        if changed:
+            self._lines ^= bit
+        if self.electrical and entry & POLARITY_LOW:
+            level = not level
+        if not level:
+            self._storming &= ~bit  # the guest does lower it, after all
+            return _LINE_DEASSERTED
+        if _is_level(entry):
+            if entry & MASKED:
+                return _LINE_IGNORED
+            if entry & REMOTE_IRR or self._storming & bit:
+                self.coalesced[pin] += 1
+                return _LINE_COALESCED
+            self.entries[pin] = entry | REMOTE_IRR
+        elif not changed or entry & MASKED:
+            return _LINE_IGNORED
+        self.delivered[pin] += 1
+        return self._results[pin]
+
+    def _fire(self, pin: int) -> Message:
+        if _is_level(self.entries[pin]):
+            self.entries[pin] |= REMOTE_IRR
+        self._storming &= ~(1 << pin)
+        self.delivered[pin] += 1
+        message = self._results[pin].message
+        assert message is not None
+        return message
+
+    def refused(self, message: Message) -> None:
+        """No local APIC accepted `message`, which this IOAPIC has just given: it is not waiting for an EOI.
+
+        "Remote IRR is set when local APICs accept the level interrupt" (82093AA 3.2.4). If its line is still
+        asserted it is sent again at the next `set_line`, write of its entry, or EOI of its vector.
+        """
+        pins = self._by_vector[message.vector]
+        while pins:
+            pin = pins.bit_length() - 1
+            pins ^= 1 << pin
+            if self._results[pin].message is message:  # not only equal: pins can share a vector
+                self.entries[pin] &= ~REMOTE_IRR
+                return
+
+    def _lower(self, pin: int) -> None:
+        """Take back the assertion of `pin`."""
+        if self.electrical and self.entries[pin] & POLARITY_LOW:
+            self._lines |= 1 << pin
+        else:
+            self._lines &= ~(1 << pin)
+
+    # End of interrupt
+
+    def end_of_interrupt(self, vector: int, now: int) -> Effects:
+        """Some local APIC, or the guest through the EOI register, ended level-triggered interrupt `vector`.
+
+        Every level-triggered entry of that vector gives up its remote IRR, and interrupts again if its
+        line is still asserted.
+        """
+        pins = self._by_vector[vector & VECTOR_MASK]
+        if not pins:
+            return ()
+        effects: list[NamedTuple] = []
+        while pins:
+            pin = pins.bit_length() - 1
+            pins ^= 1 << pin
+            entry = self.entries[pin]
+            if not entry & REMOTE_IRR and (not _is_level(entry) or self._storming >> pin & 1):
+                continue
+            self.entries[pin] = entry & ~REMOTE_IRR
+            if self.resample_pins >> pin & 1 and (entry & REMOTE_IRR or self._asserted(pin)):
+                self._lower(pin)
+                effects.append(Resample(pin))
+            elif entry & MASKED or not self._asserted(pin):
+                self._eois[pin] = 0
+            elif self._eois[pin] + 1 < STORM_EOIS:
+                self._eois[pin] += 1
+                effects.append(self._fire(pin))
+            else:
+                # A guest that does not lower its line gets to do something else for a while.
+                self._eois[pin] = 0
+                self._storming |= 1 << pin
+                if self.wake_at is None:
+                    self.wake_at = now + STORM_DELAY
+                    effects.append(WakeAt(self.wake_at))
+        return tuple(effects)
+
+    def expire(self, now: int) -> Effects:
+        """The time `wake_at` has come: send what was held back."""
+        if self.wake_at is None or now < self.wake_at:
+            return ()
+        self.wake_at = None
+        effects: list[NamedTuple] = []
+        pins, self._storming = self._storming, 0
+        while pins:
+            pin = pins.bit_length() - 1
+            pins ^= 1 << pin
+            entry = self.entries[pin]
+            if _is_level(entry) and not entry & (MASKED | REMOTE_IRR) and self._asserted(pin):
+                effects.append(self._fire(pin))
+        return tuple(effects)
+
+    # State
+
+    def state(self, now: int) -> IoapicState:
+        """Everything the guest can see or will come to feel."""
+        return IoapicState(
+            base_address=IOAPIC_BASE,
+            ioregsel=self._select,
+            ioapicid=self._id,
+            current_interrupt_level_bitmap=self._lines,
+            redirect_table=list(self.entries),
+            successive_eois={pin: count for pin, count in enumerate(self._eois) if count},
+            held_back=self._storming,
+            held_back_for=None if self.wake_at is None else max(0, self.wake_at - now),
+        )
+
+    def set_state(self, state: IoapicState, now: int) -> None:
+        """Become what `state` says. Nothing is sent; `wake_at` tells when to call `expire`.
+
+        Read-only and reserved bits that make no sense are dropped. A pin that should have interrupted
+        already (KVM can save one so) does at the next `expire`.
+
+        Raises:
+            InvalidArgument: It is the state of an IOAPIC with another number of pins.
+        """
+        if len(state.redirect_table) != self.pins:
+            raise InvalidArgument(
+                f"it has {len(state.redirect_table)} pins, not {self.pins}",
+                subject="Ioapic",
+                argument="state",
+                remedy="restore into an IOAPIC with as many pins as the saved one",
+            )
+        self._select = state.ioregsel & self._select_mask
+        self._id = state.ioapicid & ID_MASK
+        self._lines = state.current_interrupt_level_bitmap & (1 << self.pins) - 1
+        self._storming = state.held_back & (1 << self.pins) - 1
+        self.wake_at = None if state.held_back_for is None else now + state.held_back_for
+        for pin, entry in enumerate(state.redirect_table):
+            self._eois[pin] = min(state.successive_eois.get(pin, 0), STORM_EOIS - 1)
+            entry &= ENTRY_WRITABLE_MASK | REMOTE_IRR
+            if not entry & TRIGGER_LEVEL:
+                entry &= ~REMOTE_IRR
+            self._store_entry(pin, entry)
+            if _is_level(entry) and not entry & (MASKED | REMOTE_IRR) and self._asserted(pin):
+                self._storming |= 1 << pin
+        if self._storming and self.wake_at is None:
+            self.wake_at = now
+
+    @classmethod
+    def from_state(
+        cls, state: IoapicState, now: int, version: int = VERSION_ICH, *, electrical: bool = False
+    ) -> Ioapic:
+        """An IOAPIC that goes on where the saved one was. Raises `InvalidArgument` as `set_state` does."""
+        ioapic = cls(len(state.redirect_table), version, electrical=electrical)
+        ioapic.set_state(state, now)
+        return ioapic
+
+
+def _is_level(entry: int) -> bool:
+    """Whether the interrupt waits for its EOI: only fixed and lowest-priority ones can."""
+    return entry & TRIGGER_LEVEL != 0 and entry & DELIVERY_MODE_MASK <= LOWEST_PRIORITY << 8

@@ -1,0 +1,127 @@
+"""The local APIC: give it accesses, messages, pin levels and the time; it gives effects and vectors.
+
+It does no I/O and keeps no time. What it does is in `lapic_core`, what its guest reads and writes in
+`lapic_access`; here is saved state, and the name to use.
+"""
+
+from __future__ import annotations
+
+from irqchip_core.errors import InvalidArgument
+from irqchip_core.x86 import lapic_registers as reg
+from irqchip_core.x86.lapic_access import READERS, LapicAccess
+from irqchip_core.x86.lapic_events import NO_EVENTS, PendingEvents
+from irqchip_core.x86.msi import ICR_DELIVERY_STATUS
+from irqchip_core.x86.state import LAPIC_REGISTERS, LapicState
+
+_WORD = 0xFFFFFFFF
+_COMPUTED = (
+    reg.ID,
+    reg.VERSION,
+    reg.TPR,
+    reg.PPR,
+    reg.LDR,
+    reg.ESR,
+    reg.TIMER_INITIAL_COUNT,
+    reg.TIMER_CURRENT_COUNT,
+    reg.TIMER_DIVIDE,
+    *range(reg.ISR, reg.ESR, 0x10),
+)
+"""Registers that are not kept in the register file."""
+
+
+class Lapic(LapicAccess):
+    """One local APIC; arguments and attributes are those of `LapicCore`."""
+
+    __slots__ = ()
+
+    def state(self, now: int) -> LapicState:
+        """Everything the guest can see or will come to feel, at time `now`."""
+        regs = list(self._regs)
+        for offset in _COMPUTED:
+            regs[offset >> 4] = READERS[offset >> 4](self, now)
+        events = self.events
+        return LapicState(
+            regs,
+            apic_base=self.apic_base,
+            pending_errors=self._errors,
+            timer_elapsed=self.timer.elapsed(now),
+            tsc_deadline=self.timer.tsc_deadline,
+            lint_levels=self.lint_levels,
+            nmis=events.nmis,
+            smi=events.smi,
+            init=events.init,
+            startup_vector=events.startup_vector,
+            extint=events.extint,
+        )
+
+    def set_state(self, state: LapicState, now: int, tsc: int = 0) -> None:
+        """Become what `state` says, and go on from there; `wake_at` tells when to call `expire`.
+
+        `tsc` is the guest's time-stamp counter at `now`. The id stays, and bits that cannot be set are
+        dropped. A record that came from KVM has no `apic_base`: the mode stays, too.
+
+        Raises:
+            InvalidArgument: Its `apic_base` is impossible.
+        """
+        regs = (state.regs + [0] * LAPIC_REGISTERS)[:LAPIC_REGISTERS]
+        base = self.apic_base if state.apic_base is None else state.apic_base
+        if base & self._base_reserved or base & (reg.APIC_BASE_EN | reg.APIC_BASE_EXTD) == reg.APIC_BASE_EXTD:
+            raise InvalidArgument(
+                f"{base:#x} is no value of IA32_APIC_BASE here",
+                subject=f"Lapic {self.apic_id}",
+                argument="state",
+                remedy="restore into a local APIC with the features of the saved one",
+            )
+        self.set_base(base)
+        self._reset_registers()
+        self.set_spiv(regs[reg.SPIV >> 4])
+        for lvt, writable in self.lvt_writable.items():
+            remote_irr = reg.LVT_REMOTE_IRR if writable & reg.LVT_LEVEL else 0
+            self._regs[lvt >> 4] = regs[lvt >> 4] & (writable | remote_irr)
+        self._lint_waiting = True
+        self._regs[reg.LDR >> 4] = regs[reg.LDR >> 4] & reg.LDR_MASK
+        self._regs[reg.DFR >> 4] = regs[reg.DFR >> 4] | reg.DFR_ONES
+        self._regs[reg.ICR_LOW >> 4] = regs[reg.ICR_LOW >> 4] & reg.ICR_LOW_MASK & ~ICR_DELIVERY_STATUS
+        self._regs[reg.ICR_HIGH >> 4] = regs[reg.ICR_HIGH >> 4] & (_WORD if self.x2apic_mode else reg.ICR_HIGH_MASK)
+        legal = ~0xFFFF  # vectors 0-15 are never requested
+        self.irr, self.isr, self.tmr = (_join(regs, first) & legal for first in (reg.IRR, reg.ISR, reg.TMR))
+        self._esr = regs[reg.ESR >> 4] & 0xFF
+        self._errors = state.pending_errors & 0xFF
+        self.set_tpr(regs[reg.TPR >> 4])
+        self.lint_levels = state.lint_levels & 3
+        events = PendingEvents(state.nmis, state.smi, state.init, state.startup_vector, state.extint)
+        self.events = NO_EVENTS if events == NO_EVENTS else events
+        self._restore_timer(regs, state, now, tsc)
+        self.address_changed()
+
+    def _restore_timer(self, regs: list[int], state: LapicState, now: int, tsc: int) -> None:
+        timer = self.timer
+        timer.set_divide(regs[reg.TIMER_DIVIDE >> 4], now)
+        timer.set_mode(self._regs[reg.LVT_TIMER >> 4] >> reg.LVT_TIMER_MODE_SHIFT, now)
+        initial, current = regs[reg.TIMER_INITIAL_COUNT >> 4], regs[reg.TIMER_CURRENT_COUNT >> 4]
+        elapsed = state.timer_elapsed
+        if state.apic_base is None and (current or timer.mode == reg.PERIODIC):
+            elapsed = timer.elapsed_at(initial, min(current, initial))
+        timer.restore(initial, elapsed, state.tsc_deadline, now, tsc)
+
+    @classmethod
+    def from_state(
+        cls,
+        apic_id: int,
+        state: LapicState,
+        now: int,
+        *,
+        timer_hz: int,
+        tsc_hz: int = 0,
+        tsc: int = 0,
+        bsp: bool = False,
+    ) -> Lapic:
+        """A local APIC with all features that goes on where the saved one was; see `set_state`."""
+        lapic = cls(apic_id, timer_hz=timer_hz, tsc_hz=tsc_hz, bsp=bsp)
+        lapic.set_state(state, now, tsc)
+        return lapic
+
+
+def _join(regs: list[int], first: int) -> int:
+    """256 bits from eight registers."""
+    return sum(regs[(first >> 4) + word] << 32 * word for word in range(8))

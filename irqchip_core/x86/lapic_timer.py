@@ -1,0 +1,184 @@
+"""The timer of a local APIC: one-shot, periodic and TSC-deadline (Intel SDM vol. 3, 12.5.4).
+
+Time is exact. With an input clock of f Hz, instants are kept as nanoseconds times f, in which one cycle
+is exactly 10**9; so the n-th tick is a matter of integers, and nothing drifts.
+
+Not here: the local vector table and the interrupt itself. `Lapic` asks `expire` whether there is one.
+"""
+
+from __future__ import annotations
+
+from irqchip_core.x86.lapic_registers import ONE_SHOT, PERIODIC, TIMER_DIVIDE_MASK, TSC_DEADLINE
+
+NANOSECONDS = 1_000_000_000
+SHORTEST_PERIOD = 200_000
+"""Nanoseconds: a timer that repeats faster gets its wake-ups this far apart, and its ticks merge (as in KVM)."""
+LONGEST_SLEEP = 3600 * NANOSECONDS
+"""Nanoseconds: a later TSC deadline asks for a wake-up in between."""
+
+
+class LapicTimer:
+    """The counters of one local APIC.
+
+    Args:
+        hz: Frequency of the input clock, before the divider.
+        tsc_hz: Frequency of the guest's time-stamp counter; 0 if there is no TSC-deadline mode.
+
+    Attributes:
+        mode: ONE_SHOT, PERIODIC, TSC_DEADLINE or 3, which is reserved.
+        initial_count: The register, 32 bits.
+        divide: The divide configuration register: bits 0, 1 and 3.
+        tsc_deadline: The time-stamp counter's value that is waited for; 0 if none.
+        wake_at: When to call `expire`, nanoseconds on the owner's clock; None for never.
+    """
+
+    __slots__ = (
+        "_origin", "_tick", "divide", "hz", "initial_count", "mode", "running", "tsc_deadline", "tsc_hz",
+        "wake_at",
+    )  # fmt: skip
+
+    def __init__(self, hz: int, tsc_hz: int) -> None:
+        self.hz = hz
+        self.tsc_hz = tsc_hz
+        self.reset()
+
+    def reset(self) -> None:
+        """Stop; registers as after power-up."""
+        self.mode = ONE_SHOT
+        self.initial_count = 0
+        self.tsc_deadline = 0
+        self.divide = 0
+        self._tick = 2 * NANOSECONDS  # length of a divided cycle
+        self._origin = 0  # when the count was, or would have been, the initial one
+        self.running = False
+        self.wake_at: int | None = None
+
+    # Count-down modes
+
+    def current_count(self, now: int) -> int:
+        """The current-count register at time `now`, 0 to 2**32 - 1."""
+        if not self.running:
+            return 0
+        ticks = max(0, (now * self.hz - self._origin) // self._tick)
+        if self.mode == PERIODIC:
+            return self.initial_count - ticks % self.initial_count
+        return max(0, self.initial_count - ticks)
+
+    def set_initial_count(self, count: int, now: int) -> None:
+        """Write the initial-count register: start from there, or stop at 0. Ignored in TSC-deadline mode."""
+        if self.mode == TSC_DEADLINE:
+            return
+        self.initial_count = count
+        self._origin = now * self.hz
+        self.running = count != 0 and self.mode in (ONE_SHOT, PERIODIC)
+        self._schedule(now)
+
+    def set_divide(self, value: int, now: int) -> None:
+        """Write the divide configuration register. A running count goes on from where it is."""
+        count = self.current_count(now)
+        self.divide = value & TIMER_DIVIDE_MASK
+        self._tick = NANOSECONDS << _divide_shift(value)
+        if self.running:
+            self._continue_from(count, now)
+
+    def set_mode(self, mode: int, now: int) -> None:
+        """Choose the mode. Into and out of TSC-deadline mode the timer is disarmed (SDM 12.5.4.1)."""
+        old, self.mode = self.mode, mode
+        if mode == old:
+            return
+        if TSC_DEADLINE in (old, mode):
+            self.initial_count = 0
+            self.tsc_deadline = 0
+            self.running = False
+        elif mode not in (ONE_SHOT, PERIODIC):
+            self.running = False
+        self._schedule(now)
+
+    def _continue_from(self, count: int, now: int) -> None:
+        self._origin = now * self.hz - (self.initial_count - count) * self._tick
+        self._schedule(now)
+
+    def _schedule(self, now: int) -> None:
+        """Set `wake_at` to the first nanosecond at which the count-down is over."""
+        if not self.running:
+            self.wake_at = None
+            return
+        period = self.initial_count * self._tick
+        self.wake_at = -(-(self._origin + period) // self.hz)
+        if self.mode == PERIODIC and period < SHORTEST_PERIOD * self.hz:
+            self.wake_at = max(self.wake_at, now + SHORTEST_PERIOD)
+
+    # TSC-deadline mode
+
+    def set_tsc_deadline(self, value: int, now: int, tsc: int) -> None:
+        """Write IA32_TSC_DEADLINE: arm, or disarm with 0. Ignored in the other modes."""
+        if self.mode == TSC_DEADLINE:
+            self.tsc_deadline = value
+            self._schedule_deadline(now, tsc)
+
+    def _schedule_deadline(self, now: int, tsc: int) -> None:
+        if not self.tsc_deadline:
+            self.wake_at = None
+            return
+        wait = -(-max(0, self.tsc_deadline - tsc) * NANOSECONDS // self.tsc_hz)
+        self.wake_at = now + min(wait, LONGEST_SLEEP)
+
+    # Expiry
+
+    def expire(self, now: int, tsc: int) -> int:
+        """How often the timer ran out up to `now`, when the guest's time-stamp counter is `tsc`.
+
+        Sets the next `wake_at`. Calling it early or late is harmless.
+        """
+        if self.mode == TSC_DEADLINE:
+            if not self.tsc_deadline:
+                return 0
+            expired = tsc >= self.tsc_deadline
+            if expired:
+                self.tsc_deadline = 0
+            self._schedule_deadline(now, tsc)
+            return int(expired)
+        return self.count_down(now)
+
+    def count_down(self, now: int) -> int:
+        """As `expire`, for the modes that do not look at the time-stamp counter; 0 in the other."""
+        if not self.running:
+            return 0
+        period = self.initial_count * self._tick
+        ticks = (now * self.hz - self._origin) // period
+        if ticks <= 0:
+            return 0
+        if self.mode == PERIODIC:
+            self._origin += ticks * period
+        else:
+            ticks = 1
+            self.running = False
+        self._schedule(now)
+        return ticks
+
+    # State
+
+    def elapsed(self, now: int) -> int | None:
+        """Time since the count was the initial one, in 10**-9 input cycles; None if the timer stands still."""
+        return now * self.hz - self._origin if self.running else None
+
+    def restore(self, initial_count: int, elapsed: int | None, deadline: int, now: int, tsc: int) -> None:
+        """Go on as saved. Mode and divider are to be set before."""
+        self.initial_count = 0 if self.mode == TSC_DEADLINE else initial_count
+        self.running = elapsed is not None and self.initial_count != 0 and self.mode in (ONE_SHOT, PERIODIC)
+        if elapsed is not None:
+            self._origin = now * self.hz - elapsed
+        self.tsc_deadline = deadline if self.mode == TSC_DEADLINE else 0
+        if self.mode == TSC_DEADLINE:
+            self._schedule_deadline(now, tsc)
+        else:
+            self._schedule(now)
+
+    def elapsed_at(self, initial_count: int, count: int) -> int:
+        """What `elapsed` is when the current count has just become `count`."""
+        return (initial_count - count) * self._tick
+
+
+def _divide_shift(register: int) -> int:
+    """Power of two by which the divide configuration register divides: bits 3, 1, 0 plus 1, modulo 8."""
+    return ((register & 3 | (register & 8) >> 1) + 1) & 7

@@ -1,0 +1,229 @@
+"""The 8254 interval timer of a PC, with the speaker port 0x61, as a part without I/O.
+
+Time is whole CLK pulses since the part was made: pulse n comes at n / 1193182 s on the caller's clock, so nothing
+ever drifts. Source: Intel 8254 data sheet (231164), "Programming the 8254"; for port 0x61 Intel 82371AB (PIIX4),
+4.2.5.
+
+Left out: the NMI bits of port 0x61 read 0.
+"""
+
+from __future__ import annotations
+
+from irqchip_core.errors import InvalidArgument
+from irqchip_core.x86.pit_counter import CONTROL_ACCESS_SHIFT, CONTROL_SELECT_SHIFT, Counter
+from irqchip_core.x86.state import PitRwState, PitState
+
+FREQUENCY = 1_193_182
+"""CLK in Hz."""
+COUNTER_PORTS = 0x40  # 0x40-0x42
+CONTROL_PORT = 0x43
+SPEAKER_PORT = 0x61
+
+READ_BACK = 3  # in the control word's select bits
+READ_BACK_NO_COUNT = 0x20
+READ_BACK_NO_STATUS = 0x10
+READ_BACK_COUNTER_0 = 0x02  # counters 1 and 2 above it
+
+SPEAKER_GATE = 0x01
+SPEAKER_DATA = 0x02
+SPEAKER_REFRESH = 0x10  # toggles at each refresh of the memory
+SPEAKER_OUTPUT = 0x20
+REFRESH_PULSES = 18
+"""CLK pulses between two memory refreshes, 15 microseconds."""
+
+KVM_PIT_FLAGS_SPEAKER_DATA_ON = 0x2
+
+_SECOND = 1_000_000_000
+
+
+class Pit:
+    """The three counters and the speaker port.
+
+    Counter 0's OUT is the timer interrupt, counter 2's goes to the speaker; the gates of 0 and 1 are always high. All
+    outputs are high until a first control word. Register accesses are those of a guest: none raises, and one with
+    another size or port is ignored, and counted.
+
+    Args:
+        now: The time of the first CLK pulse, in ns, on the clock that all later times are of. A time before the last
+            one counts as the last one.
+
+    Attributes:
+        ignored: Number of accesses that were ignored.
+    """
+
+    __slots__ = ("_counters", "_origin", "_speaker_data", "_tick", "ignored")
+
+    def __init__(self, now: int = 0) -> None:
+        self._origin = now
+        self._tick = 0
+        self._counters = [Counter(True), Counter(True), Counter(False)]
+        self._speaker_data = False
+        self.ignored = 0
+
+    @classmethod
+    def from_state(cls, state: PitState, now: int) -> Pit:
+        """A timer that goes on at `now`, on any clock, where the one of this record was.
+
+        Counters of a record of KVM's start their count anew, as they do in KVM_SET_PIT2.
+
+        Raises:
+            InvalidArgument: The record is not one of an 8254.
+        """
+        _check(state)
+        pit = cls(now - state.age)
+        pit._tick = state.age * FREQUENCY // _SECOND
+        pit._counters = [Counter.from_state(channel, pit._tick) for channel in state.channels]
+        pit._speaker_data = bool(state.flags & KVM_PIT_FLAGS_SPEAKER_DATA_ON)
+        return pit
+
+    def state(self, now: int) -> PitState:
+        """All there is to save, at `now`."""
+        self._advance(now)
+        channels = []
+        for counter in self._counters:
+            counter.advance(self._tick)
+            channel = counter.state()
+            channel.count_load_time = self._time(counter.tick - counter.elapsed)
+            channels.append(channel)
+        return PitState(
+            channels,
+            flags=KVM_PIT_FLAGS_SPEAKER_DATA_ON if self._speaker_data else 0,
+            age=max(now, self._time(self._tick)) - self._origin,
+        )
+
+    # Time
+
+    def _advance(self, now: int) -> int:
+        """The last CLK pulse at `now`."""
+        tick = (now - self._origin) * FREQUENCY // _SECOND
+        if tick > self._tick:
+            self._tick = tick
+        return self._tick
+
+    def _time(self, tick: int) -> int:
+        """The first ns at which CLK pulse `tick` has come."""
+        return self._origin - -tick * _SECOND // FREQUENCY
+
+    def next_rising_edge(self, now: int) -> int | None:
+        """When counter 0's OUT rises next, in ns, later than `now`; None if it does not, as programmed.
+
+        Any write may change the answer.
+        """
+        counter = self._counters[0]
+        counter.advance(self._advance(now))
+        tick = counter.next_rising_edge()
+        return None if tick is None else self._time(tick)
+
+    def take_rising_edges(self, now: int) -> int:
+        """How often counter 0's OUT has risen since this was last asked: the timer interrupts to raise."""
+        counter = self._counters[0]
+        counter.advance(self._advance(now))
+        edges = counter.rising_edges
+        counter.rising_edges = 0
+        return edges
+
+    def output(self, number: int, now: int) -> bool:
+        """Level of OUT of counter 0, 1 or 2."""
+        counter = self._counters[number]
+        counter.advance(self._advance(now))
+        return counter.output
+
+    # Registers
+
+    def read(self, port: int, size: int, now: int) -> int:
+        """Read port 0x40-0x42 or 0x61, of 1 byte; anything else, 0x43 included, gives 0."""
+        if size != 1:
+            self.ignored += 1
+            return 0
+        tick = self._advance(now)
+        number = port - COUNTER_PORTS
+        if 0 <= number < 3:
+            counter = self._counters[number]
+            counter.advance(tick)
+            return counter.read()
+        if port == SPEAKER_PORT:
+            counter = self._counters[2]
+            counter.advance(tick)
+            return (
+                (SPEAKER_GATE if counter.gate else 0)
+                | (SPEAKER_DATA if self._speaker_data else 0)
+                | (SPEAKER_REFRESH if tick // REFRESH_PULSES & 1 else 0)
+                | (SPEAKER_OUTPUT if counter.output else 0)
+            )
+        self.ignored += 1
+        return 0
+
+    def write(self, port: int, size: int, value: int, now: int) -> None:
+        """Write port 0x40-0x43 or 0x61, of 1 byte; anything else is ignored."""
+        if size != 1:
+            self.ignored += 1
+            return
+        tick = self._advance(now)
+        value &= 0xFF
+        number = port - COUNTER_PORTS
+        if 0 <= number < 3:
+            counter = self._counters[number]
+            counter.advance(tick)
+            counter.write(value)
+        elif port == CONTROL_PORT:
+            self._control(value, tick)
+        elif port == SPEAKER_PORT:
+            counter = self._counters[2]
+            counter.advance(tick)
+            counter.set_gate(bool(value & SPEAKER_GATE))
+            self._speaker_data = bool(value & SPEAKER_DATA)
+        else:
+            self.ignored += 1
+
+    def _control(self, value: int, tick: int) -> None:
+        select = value >> CONTROL_SELECT_SHIFT
+        if select == READ_BACK:
+            for number, counter in enumerate(self._counters):
+                if value & READ_BACK_COUNTER_0 << number:
+                    counter.advance(tick)
+                    if not value & READ_BACK_NO_COUNT:
+                        counter.latch_count()
+                    if not value & READ_BACK_NO_STATUS:
+                        counter.latch_status()
+            return
+        counter = self._counters[select]
+        counter.advance(tick)
+        if value >> CONTROL_ACCESS_SHIFT & 3:
+            counter.set_control(value)
+        else:
+            counter.latch_count()
+
+
+def _check(state: PitState) -> None:
+    """Refuse what is no record of an 8254."""
+    problem = None
+    if len(state.channels) != 3:
+        problem = f"it has {len(state.channels)} channels, not 3"
+    elif state.age < 0:
+        problem = f"its age is {state.age}"
+    for number, channel in enumerate(state.channels):
+        fields: list[tuple[str, int, int | None]] = [
+            ("count", channel.count, 0x10000),
+            ("latched_count", channel.latched_count, 0xFFFF),
+            ("status", channel.status, 0xFF),
+            ("reload_value", channel.reload_value, 0xFFFF),
+            ("mode", channel.mode, 0xFF),
+            ("rw_mode", channel.rw_mode, 3),
+            ("count_latched", channel.count_latched, PitRwState.WORD1),
+            ("read_state", channel.read_state, PitRwState.WORD1),
+            ("write_state", channel.write_state, PitRwState.WORD1),
+        ]
+        if channel.counting is not None:
+            fields += [
+                ("control", channel.counting.control, 0x3F),
+                ("count_register", channel.counting.count_register, 0xFFFF),
+                ("element", channel.counting.element, 0xFFFF),
+                ("elapsed", channel.counting.elapsed, None),
+                ("rising_edges", channel.counting.rising_edges, None),
+                ("write_latch", channel.counting.write_latch, 0xFF),
+            ]
+        for name, value, limit in fields:
+            if value < 0 or (limit is not None and value > limit):
+                problem = f"{name} of channel {number} is {value}"
+    if problem:
+        raise InvalidArgument(problem, subject="PIT", argument="state", remedy="give a record that state() made")
