@@ -164,7 +164,11 @@ def test_ctrl_c_while_nobody_reads(small_pipe: tuple[int, int]) -> None:
     while poller.poll(0):  # until it is full, and the vCPU waits
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    try:
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()  # or it would disturb the tests that follow
+        process.communicate()
     assert process.returncode == 130
     assert b"Traceback" not in err
 

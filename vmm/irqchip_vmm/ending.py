@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import enum
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from attrs import frozen
 
 from irqchip_vmm.devices.generator import ReportRow
 from irqchip_vmm.interrupts import IrqCount
+
+
+SIGNAL_SECONDS = 0.5
+"""How long a signal may go unnoticed at most."""
 
 
 class Outcome(enum.Enum):
@@ -99,5 +104,15 @@ class Ending:
         self._on_end()
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait for the end; False if `timeout` seconds passed first."""
-        return self._happened.wait(timeout)
+        """Wait for the end; False if `timeout` seconds passed first.
+
+        Python's own signal handlers (Ctrl-C) run only when the main thread comes back from waiting, and the kernel may
+        give a signal to another thread, which does not wake this one. So it never waits long at once.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = SIGNAL_SECONDS if deadline is None else min(SIGNAL_SECONDS, deadline - time.monotonic())
+            if self._happened.wait(max(0.0, left)):
+                return True
+            if left < SIGNAL_SECONDS:
+                return False
