@@ -15,7 +15,6 @@ from attrs import frozen
 from irqchip_vmm.devices.generator import ReportRow
 from irqchip_vmm.interrupts import IrqCount
 
-
 SIGNAL_SECONDS = 0.5
 """How long a signal may go unnoticed at most."""
 
