@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,12 +20,34 @@ from irqchip_core.plugins import PluginRecord, Plugins, installed
 from irqchip_core.selection import create_vm, find_backend, find_hypervisor, judge, usable
 from irqchip_core.vcpu import Vm
 
+FAILED = 1
+INTERRUPTED = 130
 USAGE_ERROR = 2
 """Exit status for a mistake of the user, argparse's own included."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
+    if sys.stdout is None or sys.stderr is None:  # started with a closed descriptor
+        return FAILED
+    try:
+        status = _main(argv)
+        sys.stdout.flush()
+    except IrqChipError as error:
+        print(f"irqchip: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except OSError as error:  # nobody reads, as in `irqchip list | head`, or the disk is full
+        if not isinstance(error, BrokenPipeError):
+            print(f"irqchip: cannot write: {error.strerror}", file=sys.stderr)
+        # What is still buffered cannot be written either; the interpreter must not try when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    return status
+
+
+def _main(argv: Sequence[str] | None) -> int:
     plugins = installed()
     parser = argparse.ArgumentParser(prog="irqchip", description="Interrupt chips for virtual machine monitors.")
     version = importlib.metadata.version("irqchip-core")
@@ -41,18 +64,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_probe)
 
-    plugins.manager.hook.irqchip_subcommand(subparsers=subparsers)
+    for record in plugins.records:
+        _add_subcommands(plugins, record, subparsers)
     args = parser.parse_args(argv)
-    try:
-        status: int = args.run(args)
-        sys.stdout.flush()
-    except IrqChipError as error:
-        print(f"irqchip: {error}", file=sys.stderr)
-        return USAGE_ERROR
-    except BrokenPipeError:  # `irqchip list | head`
-        sys.stderr.close()
-        return 1
+    status: int = args.run(args)
     return status
+
+
+def _add_subcommands(
+    plugins: Plugins, record: PluginRecord, subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
+) -> None:
+    """Let one plugin add its subcommands. One that fails becomes a broken one, and the others go on."""
+    for implementation in plugins.manager.hook.irqchip_subcommand.get_hookimpls():
+        if record.error is None and implementation.plugin_name == record.key:
+            try:
+                implementation.function(subparsers)
+            except Exception as error:
+                record.error = error
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:

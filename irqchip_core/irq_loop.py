@@ -8,6 +8,7 @@ kernel) is waited on for free.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import selectors
 import threading
@@ -17,11 +18,14 @@ from typing import Self
 from typing_extensions import override
 
 from irqchip_core.chip import IrqChip
-from irqchip_core.errors import IrqChipError
+from irqchip_core.errors import Closed, IrqChipError
 from irqchip_core.events import Event, IrqEventIndex, IrqEventSource, IrqEventToken
 from irqchip_core.observers import ChipObserver
 
 _log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 0.1
+"""When a chip that could not tell its tokens (no descriptor was left, say) is asked again."""
 
 
 class _Sources(ChipObserver):
@@ -36,23 +40,39 @@ class _Sources(ChipObserver):
         """How many signals were served."""
         self.failed = 0
         """How many of them made the chip raise."""
+        self.stale = False
+        """The chip could not tell its tokens: ask again in `RETRY_SECONDS`."""
+        self.stopping = False
         chip.observers.add(self)
         self.changed.signal()
 
     @override
     def event_registered(self, chip: IrqChip, gsi: int, source: IrqEventSource, index: IrqEventIndex | None) -> None:
         if index is not None:
-            self.changed.signal()
+            self.wake()
 
     @override
     def event_unregistered(self, chip: IrqChip, gsi: int) -> None:
-        self.changed.signal()
+        self.wake()
+
+    def wake(self) -> None:
+        """Let the loop look at what has changed. Harmless once it has ended."""
+        with contextlib.suppress(Closed):
+            self.changed.signal()
 
     def refresh(self) -> tuple[list[IrqEventToken], list[IrqEventToken]]:
         """Take note of the chip's tokens: which are new, and which are gone (to be closed by the caller)."""
         self.changed.reset()
+        try:
+            tokens = self.chip.irq_event_tokens()
+        except Exception:
+            self.stale = True
+            self.failed += 1
+            _log.exception("%s: cannot tell its events", self.chip.name)
+            return [], []
+        self.stale = False
         added, current = [], set()
-        for token in self.chip.irq_event_tokens():
+        for token in tokens:
             current.add(token.index)
             if token.index in self.tokens:
                 token.close()
@@ -105,7 +125,6 @@ class IrqLoop:
         self._chip = chip
         self._sources: _Sources | None = None
         self._thread: threading.Thread | None = None
-        self._stopping = False
         self._flushes: list[threading.Event] = []
         self._lock = threading.Lock()
 
@@ -123,7 +142,6 @@ class IrqLoop:
         """Start the thread. Raises `IrqChipError` if it runs already."""
         if self._thread is not None:
             raise IrqChipError("the irq loop runs already", subject=self._chip.name, remedy="stop it first")
-        self._stopping = False
         self._sources = _Sources(self._chip)
         self._thread = threading.Thread(target=self._run, args=(self._sources,), name="irq loop", daemon=True)
         self._thread.start()
@@ -133,8 +151,8 @@ class IrqLoop:
         thread, self._thread = self._thread, None
         if thread is None or self._sources is None:
             return
-        self._stopping = True
-        self._sources.changed.signal()
+        self._sources.stopping = True
+        self._sources.wake()
         if thread is not threading.current_thread():
             thread.join()
 
@@ -147,50 +165,61 @@ class IrqLoop:
         Returns:
             False if the time ran out, or the loop does not run.
         """
-        if self._thread is None or self._sources is None:
+        sources = self._sources
+        if self._thread is None or sources is None:
             return False
         done = threading.Event()
         with self._lock:
             self._flushes.append(done)
-        self._sources.changed.signal()
-        return done.wait(timeout) and not self._stopping
+        sources.wake()
+        return done.wait(timeout) and not sources.stopping
 
     def _run(self, sources: _Sources) -> None:
+        try:
+            self._serve(sources)
+        finally:
+            sources.close()
+            if self._sources is sources:
+                with self._lock:
+                    flushes, self._flushes = self._flushes, []
+                for done in flushes:  # flush() says False to these
+                    done.set()
+
+    def _serve(self, sources: _Sources) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(sources.changed, selectors.EVENT_READ)
             if sources.delayed is not None:
                 selector.register(sources.delayed, selectors.EVENT_READ)
-            while not self._stopping:
+            while not sources.stopping:
                 with self._lock:
                     flushes = list(self._flushes)
-                if self._round(sources, selector, 0.0 if flushes else None):
+                timeout = 0.0 if flushes else RETRY_SECONDS if sources.stale else None
+                if self._round(sources, selector, timeout):
                     continue
                 with self._lock:  # a round without work: all that was signalled before them is served
                     self._flushes = [done for done in self._flushes if done not in flushes]
                 for done in flushes:
                     done.set()
-        sources.close()
-        with self._lock:
-            for done in self._flushes:  # flush() says False to these
-                done.set()
-            self._flushes.clear()
 
     @staticmethod
     def _round(sources: _Sources, selector: selectors.BaseSelector, timeout: float | None) -> int:
         """Wait once and serve what is readable; returns how many sources were."""
         ready = selector.select(timeout)
+        changed = sources.stale and not ready
         for key, _ in ready:
             if key.data is not None:
                 sources.serve(key.data)
             elif key.fileobj is sources.delayed:
                 sources.serve_delayed()
             else:
-                added, gone = sources.refresh()
-                for token in gone:
-                    selector.unregister(token.event)
-                    token.close()
-                for token in added:
-                    selector.register(token.event, selectors.EVENT_READ, token)
+                changed = True
+        if changed:
+            added, gone = sources.refresh()
+            for token in gone:
+                selector.unregister(token.event)
+                token.close()
+            for token in added:
+                selector.register(token.event, selectors.EVENT_READ, token)
         return len(ready)
 
     def __enter__(self) -> Self:
@@ -228,13 +257,19 @@ class AsyncIrqLoop:
             self._loop.remove_reader(event.fileno())
 
     def _refresh(self) -> None:
-        assert self._sources is not None
-        added, gone = self._sources.refresh()
+        sources = self._sources
+        assert sources is not None
+        assert self._loop is not None
+        if sources.changed.closed:  # a retry that came too late
+            return
+        added, gone = sources.refresh()
         for token in gone:
             self._unwatch([token.event])
             token.close()
         for token in added:
-            self._watch(token.event, self._sources.serve, token)
+            self._watch(token.event, sources.serve, token)
+        if sources.stale:
+            self._loop.call_later(RETRY_SECONDS, self._refresh)
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()

@@ -46,6 +46,11 @@ class PluginRecord:
     error: BaseException | None = None
 
     @property
+    def key(self) -> str:
+        """Its name with the pluggy manager."""
+        return f"{self.distribution}:{self.name}"
+
+    @property
     def reason(self) -> str:
         """`error` in one sentence."""
         if self.error is None or isinstance(self.error, PluginError):
@@ -125,7 +130,7 @@ def _load(manager: pluggy.PluginManager, entry_point: importlib.metadata.EntryPo
     """Import one plugin and register its hooks: all of them or, if anything is wrong, none."""
     plugin = entry_point.load()
     try:
-        manager.register(plugin, name=f"{record.distribution}:{record.name}")
+        manager.register(plugin, name=record.key)
         manager.check_pending()  # a misspelt hook would never be called
         record.backend = _offer(manager, plugin, "irqchip_backend", Backend)
         record.hypervisor = _offer(manager, plugin, "irqchip_hypervisor", Hypervisor)
@@ -144,15 +149,28 @@ def _offer(manager: pluggy.PluginManager, plugin: object, hook: str, kind: type[
         offer = implementation.function()
         if not isinstance(offer, kind):
             raise PluginError(f"{hook} returned {offer!r}", remedy=f"return an instance of {kind.__name__}")
-        if offer.api_version != API_VERSION:
+        name, version = getattr(offer, "name", hook), getattr(offer, "api_version", None)
+        if version != API_VERSION:
             raise PluginError(
-                f"{offer.name} was written for API version {offer.api_version}, this is version {API_VERSION}",
+                f"{name} was written for API version {version}, this is version {API_VERSION}",
                 remedy="install matching versions of the plugin and of irqchip-core",
             )
-        if not _NAME.fullmatch(offer.name):
-            raise PluginError(f"{offer.name!r} is not a name", remedy="use lower case letters, digits and underscores")
+        _check_attributes(offer)
         return offer
     return None
+
+
+def _check_attributes(offer: Backend | Hypervisor) -> None:
+    kind = type(offer).__name__
+    name = getattr(offer, "name", None)
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise PluginError(f"{name!r} is not a name", remedy="use lower case letters, digits and underscores")
+    if not isinstance(getattr(offer, "summary", None), str):
+        raise PluginError(f"{kind} has no summary", remedy="give it one line of text")
+    if not isinstance(offer.rank, int):
+        raise PluginError(f"the rank of {kind} is {offer.rank!r}", remedy="make it an integer")
+    if isinstance(offer, Backend) and not isinstance(offer.hypervisors, frozenset | None):
+        raise PluginError(f"hypervisors of {kind} are {offer.hypervisors!r}", remedy="give a frozenset, or None")
 
 
 def _refuse_duplicates(found: Plugins) -> None:
@@ -169,5 +187,5 @@ def _refuse_duplicates(found: Plugins) -> None:
                 record.error = DuplicateName(
                     f"{kind} {name} is offered by {who}", remedy="uninstall all but one of them"
                 )
-                if (plugin := found.manager.get_plugin(f"{record.distribution}:{record.name}")) is not None:
+                if (plugin := found.manager.get_plugin(record.key)) is not None:
                     found.manager.unregister(plugin)

@@ -9,10 +9,12 @@ pins of different controllers.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
-from attrs import frozen
+from attrs import Attribute, field, frozen
 
+from irqchip_core.arguments import check_type
 from irqchip_core.errors import InvalidRoute
 
 IOAPIC_PINS = 24
@@ -41,20 +43,29 @@ X86_PINS: Mapping[IrqSourceChip, int] = {
 """Number of pins of each controller of a PC."""
 
 
+def _of_type(*kinds: type) -> Callable[[object, Attribute[Any], Any], None]:
+    """Refuses a field of another type. Its range is for `RoutingTable` to check, as chips differ in it."""
+
+    def check(record: object, attribute: Attribute[Any], value: object) -> None:
+        check_type(value, kinds, subject=type(record).__name__, argument=attribute.name)
+
+    return check
+
+
 @frozen
 class PinSource:
     """Input `pin` of controller `chip`."""
 
-    chip: IrqSourceChip
-    pin: int
+    chip: IrqSourceChip = field(validator=_of_type(IrqSourceChip))
+    pin: int = field(validator=_of_type(int))
 
 
 @frozen
 class MsiSource:
     """A message: `address` has 64 bits, `data` 32."""
 
-    address: int
-    data: int
+    address: int = field(validator=_of_type(int))
+    data: int = field(validator=_of_type(int))
 
 
 IrqSource = PinSource | MsiSource
@@ -62,10 +73,14 @@ IrqSource = PinSource | MsiSource
 
 @frozen
 class IrqRoute:
-    """One connection from a GSI to a pin or a message."""
+    """One connection from a GSI to a pin or a message.
 
-    gsi: int
-    source: IrqSource
+    Raises:
+        WrongType: A field of it, or of its source, is of another type. Ranges are for `RoutingTable` to check.
+    """
+
+    gsi: int = field(validator=_of_type(int))
+    source: IrqSource = field(validator=_of_type(PinSource, MsiSource))
 
     @classmethod
     def ioapic(cls, gsi: int) -> IrqRoute:
@@ -75,6 +90,7 @@ class IrqRoute:
     @classmethod
     def pic(cls, chip: IrqSourceChip, gsi: int) -> IrqRoute:
         """GSI n to pin n mod 8 of one of the two PICs."""
+        check_type(gsi, int, subject=cls.__name__, argument="gsi")
         return cls(gsi, PinSource(chip, gsi % PIC_PINS))
 
     @classmethod
@@ -112,6 +128,7 @@ class RoutingTable:
     Raises:
         InvalidRoute: A GSI, pin, address or data out of range; a controller that is not in `pins`;
             two routes of one GSI on the same controller, or a message beside anything else.
+        WrongType: Something that is no `IrqRoute`.
     """
 
     __slots__ = ("_by_gsi", "_pins", "_routes", "_subject")
@@ -125,6 +142,7 @@ class RoutingTable:
     ) -> None:
         self._pins = pins
         self._subject = subject
+        check_type(routes, Iterable, subject=subject, argument="routes")
         self._routes = tuple(routes)
         by_gsi: dict[int, tuple[IrqSource, ...]] = {}
         for route in self._routes:
@@ -143,7 +161,11 @@ class RoutingTable:
     def _refusal(self, route: IrqRoute, problem: str, remedy: str) -> InvalidRoute:
         return InvalidRoute(f"{route}: {problem}", subject=self._subject, argument="route", remedy=remedy)
 
+    def _check_type(self, route: object) -> None:
+        check_type(route, IrqRoute, subject=self._subject, argument="route")
+
     def _check(self, route: IrqRoute) -> None:
+        self._check_type(route)
         if not 0 <= route.gsi < GSI_COUNT:
             raise self._refusal(route, "GSI out of range", f"use a GSI from 0 to {GSI_COUNT - 1}")
         source = route.source
@@ -159,6 +181,7 @@ class RoutingTable:
 
     def replacing_gsi(self, route: IrqRoute) -> RoutingTable:
         """This table with every route of that GSI replaced by `route`."""
+        self._check_type(route)
         return self.replaced([*(kept for kept in self._routes if kept.gsi != route.gsi), route])
 
     def adding(self, route: IrqRoute) -> RoutingTable:
@@ -167,6 +190,7 @@ class RoutingTable:
         Two routes conflict when they are on one GSI and both are messages or both are pins of one
         controller. A message and a pin cannot be exchanged for one another: that is refused.
         """
+        self._check_type(route)
         kept = (old for old in self._routes if old.gsi != route.gsi or not _conflict(old.source, route.source))
         return self.replaced([*kept, route])
 

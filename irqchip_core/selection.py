@@ -6,13 +6,13 @@ Every candidate that does not fit has a reason, and the error that says so lists
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, TypeVar
 
 from attrs import frozen
 
 from irqchip_core.chip import IrqChip, IrqChipCap
-from irqchip_core.errors import InvalidArgument, IrqChipError, NothingSuitable, UnknownName
+from irqchip_core.errors import InvalidArgument, IrqChipError, NothingSuitable, PluginError, UnknownName, WrongType
 from irqchip_core.events import IrqEventIndex, IrqEventSource
 from irqchip_core.hookspecs import Backend, Hypervisor, Probe
 from irqchip_core.observers import ChipObserver
@@ -20,12 +20,13 @@ from irqchip_core.plugins import Plugins, installed
 from irqchip_core.routes import IrqRoute
 from irqchip_core.vcpu import Vm
 
-DISTRIBUTIONS: Mapping[str, str] = {
-    "kvm": "irqchip-kvm",
-    "kvm_kernel": "irqchip-kvm-kernel",
-    "kvm_split": "irqchip-kvm-split",
-    "unicorn": "irqchip-unicorn",
-    "userspace": "irqchip-userspace",
+DISTRIBUTIONS: Mapping[str, Mapping[str, str]] = {
+    "backend": {
+        "kvm_kernel": "irqchip-kvm-kernel",
+        "kvm_split": "irqchip-kvm-split",
+        "userspace": "irqchip-userspace",
+    },
+    "hypervisor": {"kvm": "irqchip-kvm", "unicorn": "irqchip-unicorn"},
 }
 """Where the names of this project come from, so that a missing one can be told how to be had."""
 
@@ -61,6 +62,10 @@ def judge(backend: Backend, vm: Vm, require: Collection[IrqChipCap] = ()) -> Can
         return Candidate(backend, Probe(refusal), refusal)
     try:
         probe = backend.probe(vm)
+        if not isinstance(probe, Probe) or not isinstance(probe.refusal, str | None):
+            raise TypeError(f"it answered {probe!r}")
+        if not all(isinstance(capability, IrqChipCap) for capability in probe.capabilities):
+            raise TypeError(f"its capabilities are {probe.capabilities!r}")
     except Exception as error:  # a plugin's fault must not keep the others from being chosen
         refusal = f"its probe failed with {type(error).__name__}: {error}"
         return Candidate(backend, Probe(refusal), refusal)
@@ -95,7 +100,9 @@ def create_irqchip(
         InvalidArgument: `vcpu_count` is below 1.
         IrqChipError: The chip could not be made; the VM is to be closed.
     """
-    if vcpu_count < 1:
+    if wrong := [one for one in require if not isinstance(one, IrqChipCap)]:
+        raise WrongType(f"{wrong[0]!r} is no capability", argument="require", remedy="give members of IrqChipCap")
+    if not isinstance(vcpu_count, int) or vcpu_count < 1:
         raise InvalidArgument(f"a VM has 1 vCPU or more, not {vcpu_count}", argument="vcpu_count")
     plugins = installed() if plugins is None else plugins
     if name is None:
@@ -106,14 +113,14 @@ def create_irqchip(
     if chosen is None:
         raise NothingSuitable(
             f"backend {name} does not fit"
-            if name
+            if name is not None
             else "no installed backend fits"
             if judged
             else "no backend is installed",
             refusals=((candidate.backend.name, candidate.refusal or "") for candidate in judged),
             remedy="" if judged else "pip install irqchip-kvm-kernel, for one",
         )
-    chip = chosen.backend.create(vm, vcpu_count)
+    chip: IrqChip = _made_by(chosen.backend, lambda: chosen.backend.create(vm, vcpu_count), IrqChip)
     chip.observers.add(_HookCaller(plugins))
     chip.observers.chip_created(chip)
     return chip
@@ -132,16 +139,30 @@ def create_vm(name: str | None = None, *, plugins: Plugins | None = None) -> Vm:
     """
     plugins = installed() if plugins is None else plugins
     refusals = []
-    for hypervisor in [find_hypervisor(name, plugins=plugins)] if name else plugins.hypervisors.values():
+    for hypervisor in [find_hypervisor(name, plugins=plugins)] if name is not None else plugins.hypervisors.values():
         refusal = usable(hypervisor)
         if refusal is None:
-            return hypervisor.create_vm()
+            vm: Vm = _made_by(hypervisor, hypervisor.create_vm, Vm)
+            return vm
         refusals.append((hypervisor.name, refusal))
     raise NothingSuitable(
         f"hypervisor {name} cannot be used here" if name else "no hypervisor can be used here",
         refusals=refusals,
         remedy="" if refusals else "pip install irqchip-kvm, for one",
     )
+
+
+def _made_by(maker: Backend | Hypervisor, make: Callable[[], Any], kind: type[Any]) -> Any:
+    """What a plugin makes; whatever it raises or returns by mistake is a `PluginError` with its name."""
+    try:
+        made = make()
+    except IrqChipError:
+        raise
+    except Exception as error:
+        raise PluginError(f"it failed with {type(error).__name__}: {error}", subject=maker.name) from error
+    if not isinstance(made, kind):
+        raise PluginError(f"it made {made!r}, which is no {kind.__name__}", subject=maker.name)
+    return made
 
 
 def usable(hypervisor: Hypervisor) -> str | None:
@@ -177,15 +198,20 @@ def _named(name: str, offers: Mapping[str, _Offer], kind: str, plugins: Plugins)
                 name=name,
                 remedy=f"repair or reinstall {record.distribution} {record.version}",
             )
+    known = DISTRIBUTIONS[kind]
+    other_kind, others = ("hypervisor", plugins.hypervisors) if kind == "backend" else ("backend", plugins.backends)
     suggestion = next(iter(difflib.get_close_matches(name, offers, n=1)), None)
-    if name in DISTRIBUTIONS:
-        remedy = f"pip install {DISTRIBUTIONS[name]}"
+    near = next(iter(difflib.get_close_matches(name, known, n=1)), None)
+    if name in known:
+        remedy = f"pip install {known[name]}"
+    elif name in others:
+        remedy = f"{name} is a {other_kind}"
     elif suggestion is not None:
         remedy = f"did you mean {suggestion}?"
+    elif near is not None:
+        remedy = f"did you mean {near}? (pip install {known[near]})"
     else:
-        near = next(iter(difflib.get_close_matches(name, DISTRIBUTIONS, n=1)), None)
-        known = f"installed: {', '.join(offers) or 'none'}"
-        remedy = f"did you mean {near}? (pip install {DISTRIBUTIONS[near]})" if near else known
+        remedy = f"installed: {', '.join(offers) or 'none'}"
     raise UnknownName(f"no {kind} is called {name!r}", name=name, suggestion=suggestion, remedy=remedy)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
+from irqchip_core.arguments import check_type
 from irqchip_core.chip import IrqChip, IrqChipCap
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.exits import MsrExit
@@ -76,6 +77,15 @@ class IrqChipX86_64(IrqChip):  # noqa: N801
         """What `snapshot` must keep beside the common records."""
 
     @abstractmethod
+    def check_chip_specific(self, data: Any, vcpu_count: int) -> None:
+        """Refuse what `restore_chip_specific` would refuse. `restore` asks before it changes anything.
+
+        Raises:
+            InvalidArgument: `data` is not what `snapshot_chip_specific` gives for a chip of `vcpu_count` vCPUs, or
+                this is not such a chip.
+        """
+
+    @abstractmethod
     def restore_chip_specific(self, data: Any) -> None:
         """Take what `snapshot_chip_specific` gave."""
 
@@ -94,11 +104,16 @@ class IrqChipX86_64(IrqChip):  # noqa: N801
         )
 
     def restore(self, snapshot: ChipSnapshot, vcpu_count: int) -> None:
-        """Set all state. Sizes are checked before anything changes; the first error stops the rest.
+        """Set all state.
+
+        A snapshot of another size or backend, and a vCPU that was not added, are found before anything changes.
+        After that the first error, as of a value that no controller can have, stops the rest.
 
         Raises:
-            InvalidArgument: The snapshot is not one of `vcpu_count` vCPUs.
+            InvalidArgument: The snapshot is not one of `vcpu_count` vCPUs, or not one of such a chip.
+            UnknownVcpu: A vCPU was not added.
         """
+        check_type(snapshot, ChipSnapshot, subject=self.name, argument="snapshot")
         mp_states = vcpu_count if self.check_capability(IrqChipCap.MP_STATE_GET_SET) else 0
         for what, found, expected in (
             ("local APICs", len(snapshot.lapics), vcpu_count),
@@ -111,6 +126,9 @@ class IrqChipX86_64(IrqChip):  # noqa: N801
                     argument="snapshot",
                     remedy="restore into a machine with as many vCPUs as the saved one",
                 )
+        self.check_chip_specific(snapshot.chip_specific, vcpu_count)
+        for vcpu_id in range(vcpu_count):
+            self.get_lapic_state(vcpu_id)  # raises if the vCPU is missing
         self.set_pit(snapshot.pit)
         self.set_pic_state(PicSelect.PRIMARY, snapshot.pic_primary)
         self.set_pic_state(PicSelect.SECONDARY, snapshot.pic_secondary)

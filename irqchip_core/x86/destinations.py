@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.x86 import lapic_registers as reg
-from irqchip_core.x86.lapic_core import LapicCore
+from irqchip_core.x86.lapic_core import IGNORED, LapicCore
 from irqchip_core.x86.msi import (
     ALL_EXCLUDING_SELF,
     BROADCAST,
@@ -17,6 +17,7 @@ from irqchip_core.x86.msi import (
     NO_SHORTHAND,
     PHYSICAL,
     SELF,
+    XAPIC_BROADCAST,
     Message,
 )
 
@@ -26,8 +27,10 @@ Receivers = tuple[LapicCore, ...]
 class Destinations:
     """The local APICs of a machine, by all the names a message can use for them.
 
+    `receivers` only reads the local APICs, so that no lock of theirs is needed; `deliver` changes them.
+
     Attributes:
-        undeliverable: How many messages no APIC took.
+        undeliverable: How many messages no APIC accepted.
     """
 
     __slots__ = ("_all", "_by_id", "_logical", "undeliverable")
@@ -72,13 +75,15 @@ class Destinations:
         return found
 
     def deliver(self, message: Message, source: LapicCore | None = None) -> Receivers:
-        """Let the receivers of `message` accept it; returns them, to be kicked."""
+        """Let the receivers of `message` accept it; returns those that did, to be kicked."""
         found = self.receivers(message, source)
-        for lapic in found:
-            lapic.accept(message)
-        if not found:
+        if len(found) == 1:
+            taken: Receivers = found if found[0].accept(message) != IGNORED else ()
+        else:
+            taken = tuple(lapic for lapic in found if lapic.accept(message) != IGNORED)
+        if not taken:
             self.undeliverable += 1
-        return found
+        return taken
 
     def _named(self, message: Message, source: LapicCore | None) -> Receivers:
         if message.shorthand != NO_SHORTHAND:
@@ -93,8 +98,11 @@ class Destinations:
         if message.destination_mode == PHYSICAL:
             lapic = self._by_id.get(destination)
             return lapic.alone if lapic else ()
-        if (found := self._logical.get(destination)) is None:
+        known = self._logical  # if forget() comes from another thread, what is found below is forgotten with it
+        if (found := known.get(destination)) is None:
             found = self._match_logical(destination)
+            if destination <= XAPIC_BROADCAST:
+                known[destination] = found
         return found
 
     def _match_logical(self, destination: int) -> Receivers:
@@ -104,11 +112,10 @@ class Destinations:
             for place in range(16)
             if destination >> place & 1 and (lapic := self._by_id.get(cluster | place)) and lapic.x2apic_mode
         ]
-        if destination > 0xFF:  # only x2APIC mode has so many bits, and there ids alone decide
+        if destination > XAPIC_BROADCAST:  # only x2APIC mode has so many bits, and there ids alone decide
             return tuple(found)
         found += [lapic for lapic in self._all if not lapic.x2apic_mode and _matches_xapic(lapic, destination)]
-        receivers = self._logical[destination] = tuple(sorted(found, key=lambda lapic: lapic.apic_id))
-        return receivers
+        return tuple(sorted(found, key=lambda lapic: lapic.apic_id))
 
 
 def _matches_xapic(lapic: LapicCore, destination: int) -> bool:

@@ -40,6 +40,7 @@ REMOTE_IRR = 1 << 14  # (RO)
 TRIGGER_LEVEL = 1 << 15
 MASKED = 1 << 16
 ENTRY_WRITABLE_MASK = 0xFF << 56 | 0x1AFFF  # the rest is reserved and reads 0
+MESSAGE_BITS = ENTRY_WRITABLE_MASK & ~(POLARITY_LOW | MASKED)
 ENTRY_READ_ONLY = DELIVERY_STATUS | REMOTE_IRR
 ENTRY_RESET = MASKED
 
@@ -99,24 +100,9 @@ class Ioapic:
     """
 
     __slots__ = (
-        "_by_vector",
-        "_eois",
-        "_id",
-        "_lines",
-        "_results",
-        "_select",
-        "_select_mask",
-        "_storming",
-        "coalesced",
-        "delivered",
-        "electrical",
-        "entries",
-        "ignored",
-        "pins",
-        "resample_pins",
-        "version",
-        "wake_at",
-    )
+        "_by_vector", "_eois", "_id", "_lines", "_results", "_select", "_select_mask", "_storming", "coalesced",
+        "delivered", "electrical", "entries", "ignored", "pins", "resample_pins", "version", "wake_at",
+    )  # fmt: skip
 
     def __init__(self, pins: int = IOAPIC_PINS, version: int = VERSION_ICH, *, electrical: bool = False) -> None:
         if not IOAPIC_PINS <= pins <= MAXIMUM_PINS:
@@ -145,7 +131,8 @@ class Ioapic:
         self.entries = [ENTRY_RESET] * self.pins
         self._by_vector = [0] * 256  # bit n: the entry of pin n has this vector
         self._by_vector[0] = (1 << self.pins) - 1
-        self._results = [LineResult(DELIVERED, decode_redirection_entry(ENTRY_RESET))] * self.pins
+        # A message of its own for each pin: `refused` tells them apart.
+        self._results = [LineResult(DELIVERED, decode_redirection_entry(ENTRY_RESET)) for _ in range(self.pins)]
         self._eois = [0] * self.pins  # in a row, with the line still asserted
         self._storming = 0  # bit n: pin n waits for wake_at
         self.wake_at: int | None = None
@@ -226,9 +213,13 @@ class Ioapic:
         return () if was_asserted else (self._fire(pin),)
 
     def _store_entry(self, pin: int, entry: int) -> None:
-        self._by_vector[self.entries[pin] & VECTOR_MASK] &= ~(1 << pin)
-        self._by_vector[entry & VECTOR_MASK] |= 1 << pin
+        changed = self.entries[pin] ^ entry
         self.entries[pin] = entry
+        if not changed & MESSAGE_BITS:
+            return
+        if changed & VECTOR_MASK:
+            self._by_vector[(entry ^ changed) & VECTOR_MASK] &= ~(1 << pin)
+            self._by_vector[entry & VECTOR_MASK] |= 1 << pin
         self._results[pin] = LineResult(DELIVERED, decode_redirection_entry(entry))
 
     # Lines
@@ -280,6 +271,20 @@ class Ioapic:
         assert message is not None
         return message
 
+    def refused(self, message: Message) -> None:
+        """No local APIC accepted `message`, which this IOAPIC has just given: it is not waiting for an EOI.
+
+        "Remote IRR is set when local APICs accept the level interrupt" (82093AA 3.2.4). If its line is still
+        asserted it is sent again at the next `set_line`, write of its entry, or EOI of its vector.
+        """
+        pins = self._by_vector[message.vector]
+        while pins:
+            pin = pins.bit_length() - 1
+            pins ^= 1 << pin
+            if self._results[pin].message is message:  # not only equal: pins can share a vector
+                self.entries[pin] &= ~REMOTE_IRR
+                return
+
     def _lower(self, pin: int) -> None:
         """Take back the assertion of `pin`."""
         if self.electrical and self.entries[pin] & POLARITY_LOW:
@@ -303,10 +308,10 @@ class Ioapic:
             pin = pins.bit_length() - 1
             pins ^= 1 << pin
             entry = self.entries[pin]
-            if not entry & REMOTE_IRR:
+            if not entry & REMOTE_IRR and (not _is_level(entry) or self._storming >> pin & 1):
                 continue
             self.entries[pin] = entry & ~REMOTE_IRR
-            if self.resample_pins >> pin & 1:
+            if self.resample_pins >> pin & 1 and (entry & REMOTE_IRR or self._asserted(pin)):
                 self._lower(pin)
                 effects.append(Resample(pin))
             elif entry & MASKED or not self._asserted(pin):

@@ -27,6 +27,8 @@ from irqchip_core.x86.state import (
 
 _PIC = struct.Struct("<16B")
 _IOAPIC = struct.Struct(f"<Q4I{IOAPIC_PINS}Q")
+_IOAPIC_ID_SHIFT = 24  # KVM keeps the id's 4 bits, not the register
+_IOAPIC_ID_MASK = 0xF << _IOAPIC_ID_SHIFT
 _LAPIC = struct.Struct("<" + "I12x" * LAPIC_REGISTERS)
 _PIT_CHANNEL = struct.Struct("<IH10Bq")
 _PIT = struct.Struct("<72sI36x")
@@ -89,9 +91,11 @@ def ioapic_to_kvm(state: IoapicState) -> bytes:
         raise InvalidArgument(
             f"KVM's IOAPIC has {IOAPIC_PINS} entries, not {len(state.redirect_table)}", argument="redirect_table"
         )
+    if state.ioapicid & ~_IOAPIC_ID_MASK:
+        raise InvalidArgument(f"{state.ioapicid:#x} has more than an id in bits 24-27", argument="ioapicid")
     return _pack(
         _IOAPIC, "IoapicState",
-        state.base_address, state.ioregsel, state.ioapicid, state.current_interrupt_level_bitmap, 0,
+        state.base_address, state.ioregsel, state.ioapicid >> _IOAPIC_ID_SHIFT, state.current_interrupt_level_bitmap, 0,
         *state.redirect_table,
     )  # fmt: skip
 
@@ -99,7 +103,7 @@ def ioapic_to_kvm(state: IoapicState) -> bytes:
 def ioapic_from_kvm(data: bytes | bytearray | memoryview) -> IoapicState:
     """The first 216 bytes of `data` as struct kvm_ioapic_state."""
     base_address, ioregsel, ioapicid, levels, _pad, *entries = _IOAPIC.unpack_from(data)
-    return IoapicState(base_address, ioregsel & 0xFF, ioapicid, levels, entries)
+    return IoapicState(base_address, ioregsel & 0xFF, ioapicid << _IOAPIC_ID_SHIFT & _IOAPIC_ID_MASK, levels, entries)
 
 
 def lapic_to_kvm(state: LapicState) -> bytes:

@@ -114,6 +114,8 @@ class LapicAccess(LapicCore):
         if value == self.apic_base:
             return ()
         before = self.timer.wake_at
+        if extended and not self.x2apic_mode:
+            self._regs[reg.ICR_HIGH >> 4] = 0  # another format, undefined after the switch (12.12.5.1)
         self.set_base(value)
         if not enabled:  # what it held is lost (SDM 12.4.3)
             self._reset_registers()
@@ -122,10 +124,13 @@ class LapicAccess(LapicCore):
     def _write_tsc_deadline(self, value: int, now: int, tsc: int) -> Effects | None:
         if not self.timer.tsc_hz:
             return None
-        before = self.timer.wake_at
-        self.expire(now, tsc)
-        self.timer.set_tsc_deadline(value, now, tsc)
-        self.expire(now, tsc)
+        timer = self.timer
+        before = timer.wake_at
+        if 0 < timer.tsc_deadline <= tsc:
+            self.expire(now, tsc)
+        timer.set_tsc_deadline(value, now, tsc)
+        if 0 < timer.tsc_deadline <= tsc:
+            self.expire(now, tsc)
         return self.timer_effects(before)
 
     # Registers

@@ -63,39 +63,11 @@ class LapicCore:
     """
 
     __slots__ = (
-        "_accepting",
-        "_base_reserved",
-        "_errors",
-        "_esr",
-        "_floor",
-        "_lint_waiting",
-        "_ppr",
-        "_regs",
-        "_suppressing",
-        "_tpr",
-        "_version",
-        "_virtual_wire",
-        "alone",
-        "apic_base",
-        "apic_id",
-        "bsp",
-        "coalesced",
-        "delivered",
-        "destinations",
-        "ended",
-        "events",
-        "hardware_enabled",
-        "ignored",
-        "irr",
-        "isr",
-        "lint_levels",
-        "lvt_writable",
-        "spiv_writable",
-        "spurious",
-        "timer",
-        "tmr",
-        "x2apic_mode",
-    )
+        "_accepting", "_base_reserved", "_errors", "_esr", "_floor", "_lint_waiting", "_ppr", "_regs",
+        "_suppressing", "_tpr", "_version", "_virtual_wire", "alone", "apic_base", "apic_id", "bsp",
+        "coalesced", "delivered", "destinations", "ended", "events", "hardware_enabled", "ignored", "irr",
+        "isr", "lint_levels", "lvt_writable", "spiv_writable", "spurious", "timer", "tmr", "x2apic_mode",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -338,8 +310,12 @@ class LapicCore:
             return ()
         vector = isr.bit_length() - 1
         bit = BIT[vector]
-        self.isr = isr ^ bit
-        self._update_ppr()
+        self.isr = isr = isr ^ bit
+        if isr:
+            self._update_ppr()
+        else:
+            self._ppr = self._tpr
+            self._floor = (self._tpr | 0xF) + 1
         self.ended += 1
         if self._lint_waiting:
             self._end_lint(vector)

@@ -33,17 +33,9 @@ class LapicTimer:
     """
 
     __slots__ = (
-        "_origin",
-        "_tick",
-        "divide",
-        "hz",
-        "initial_count",
-        "mode",
-        "running",
-        "tsc_deadline",
-        "tsc_hz",
+        "_origin", "_tick", "divide", "hz", "initial_count", "mode", "running", "tsc_deadline", "tsc_hz",
         "wake_at",
-    )
+    )  # fmt: skip
 
     def __init__(self, hz: int, tsc_hz: int) -> None:
         self.hz = hz

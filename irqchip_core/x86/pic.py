@@ -223,12 +223,15 @@ class Pic:
             InvalidArgument: There is no such line.
         """
         if 0 <= line < 8:
-            self._primary.drive(1 << line, high)
+            chip, bit = self._primary, 1 << line
         elif 8 <= line < 16:
-            self._secondary.drive(1 << line - 8, high)
+            chip, bit = self._secondary, 1 << line - 8
         else:
             raise InvalidArgument(f"there is no line {line}", subject="PIC", argument="line", remedy="give 0 to 15")
-        self._update()
+        requests = chip.irr
+        chip.drive(bit, high)
+        if chip.irr != requests:
+            self._update()
 
     def acknowledge(self) -> int:
         """The two INTA cycles of the processor: returns the vector.

@@ -270,7 +270,7 @@ class Counter:
             return self.status
         state = self.latch_state
         if state:
-            self.latch_state = _WORD1 if state == _WORD0 else 0
+            self.latch_state = _MSB if state == _WORD0 else 0
             return self.latch >> _SHIFTS[state] & 0xFF
         state = self.read_state
         if not state:

@@ -14,6 +14,7 @@ from tests.chips.taker import Taker, program_ioapic, program_pics
 CHIPS = [
     pytest.param(("kvm_kernel", "kvm"), marks=pytest.mark.kvm, id="kvm_kernel"),
     pytest.param(("userspace", "kvm"), marks=pytest.mark.kvm, id="userspace-kvm"),
+    pytest.param(("userspace", "unicorn"), id="userspace-unicorn"),
 ]
 
 

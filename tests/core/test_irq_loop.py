@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from irqchip_core.errors import InvalidArgument, IrqChipError
-from irqchip_core.events import IrqEdgeEvent, IrqEventSource, IrqLevelEvent, PlatformDeviceId
+from irqchip_core.events import IrqEdgeEvent, IrqEventSource, IrqEventToken, IrqLevelEvent, PlatformDeviceId
 from irqchip_core.irq_loop import AsyncIrqLoop, IrqLoop
 from tests.core.table_chip import TableChip
 
@@ -108,6 +108,67 @@ def test_can_be_stopped_by_what_it_serves() -> None:
         assert stopped.wait(5)
         thread.join(5)
         assert not thread.is_alive()
+
+
+def test_can_be_started_again_by_what_it_serves() -> None:
+    class Restarter(TableChip):
+        def service_irq_event(self, index: object) -> None:
+            slot = self.table.slot(0)
+            assert slot is not None
+            slot.trigger.reset()
+            if not restarted.is_set():
+                loop.stop()
+                loop.start()
+            restarted.set()
+
+    restarted = threading.Event()
+    with Restarter() as chip, IrqEdgeEvent() as event:
+        chip.register_edge_irq_event(4, event, SOURCE)
+        loop = IrqLoop(chip)
+        loop.start()
+        first = loop._thread
+        event.trigger()
+        assert restarted.wait(5)
+        assert first is not None
+        first.join(5)
+        assert not first.is_alive()
+        assert loop.flush(5)
+        loop.stop()
+
+
+class Exhausted(TableChip):
+    """Cannot clone its tokens for a while."""
+
+    failures = 2
+
+    def irq_event_tokens(self) -> list[IrqEventToken]:
+        if self.failures:
+            self.failures -= 1
+            raise OSError(24, "Too many open files")
+        return super().irq_event_tokens()
+
+
+def test_a_chip_that_cannot_tell_its_tokens_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+    with Exhausted() as chip, IrqEdgeEvent() as event, IrqLoop(chip) as loop:
+        chip.register_edge_irq_event(4, event, SOURCE)
+        event.trigger()
+        assert chip.progress.acquire(timeout=10)
+        assert chip.served == [4]
+        assert loop.failed == 2
+    assert "table: cannot tell its events" in caplog.text
+
+
+def test_asyncio_asks_again_too() -> None:
+    async def serve() -> None:
+        async with AsyncIrqLoop(chip):
+            event.trigger()
+            while not chip.progress.acquire(blocking=False):
+                await asyncio.sleep(0)
+
+    with Exhausted() as chip, IrqEdgeEvent() as event:
+        chip.register_edge_irq_event(4, event, SOURCE)
+        asyncio.run(asyncio.wait_for(serve(), 10))
+        assert chip.served == [4]
 
 
 def test_a_flush_that_the_stop_overtakes_says_so() -> None:

@@ -44,8 +44,9 @@ PICS = st.builds(
     rotate_on_auto_eoi=st.booleans(), special_fully_nested_mode=st.booleans(), use_4_byte_icw=st.booleans(),
     elcr=BYTE, elcr_mask=BYTE,
 )  # fmt: skip
+IOAPIC_IDS = unsigned(4).map(lambda number: number << 24)
 IOAPICS = st.builds(
-    IoapicState, unsigned(64), BYTE, unsigned(32), unsigned(32), st.lists(unsigned(64), min_size=24, max_size=24)
+    IoapicState, unsigned(64), BYTE, IOAPIC_IDS, unsigned(32), st.lists(unsigned(64), min_size=24, max_size=24)
 )
 LAPICS = st.builds(LapicState, st.lists(unsigned(32), min_size=64, max_size=64))
 CHANNELS = st.builds(
@@ -80,7 +81,7 @@ def test_any_bytes_of_the_kernel_can_be_read(data: bytes) -> None:
 def test_fields_are_where_asm_kvm_h_has_them() -> None:
     pic = pic_to_kvm(PicState(last_irr=1, imr=2, poll=True, init_state=PicInitState.ICW4, elcr_mask=0xF8))
     assert pic == bytes([1, 0, 2, 0, 0, 0, 0, 1, 0, 3, 0, 0, 0, 0, 0, 0xF8])
-    ioapic = ioapic_to_kvm(IoapicState(0xFEC00000, 5, 6, 7, [*range(24)]))
+    ioapic = ioapic_to_kvm(IoapicState(0xFEC00000, 5, 6 << 24, 7, [*range(24)]))
     assert ioapic[:24].hex() == "0000c0fe00000000050000000600000007000000" + "00000000"
     assert ioapic[24 + 8 * 23] == 23
     lapic = lapic_to_kvm(LapicState([*range(64)]))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +16,15 @@ import pytest
 
 from irqchip_core import cli, selection
 from irqchip_core.chip import IrqChip, IrqChipCap
-from irqchip_core.errors import DuplicateName, InvalidArgument, IrqChipError, NothingSuitable, PluginError, UnknownName
+from irqchip_core.errors import (
+    DuplicateName,
+    InvalidArgument,
+    IrqChipError,
+    NothingSuitable,
+    PluginError,
+    UnknownName,
+    WrongType,
+)
 from irqchip_core.plugins import PluginRecord, Plugins, discover
 from irqchip_core.routes import IrqRoute
 from irqchip_core.selection import candidates, create_irqchip, create_vm
@@ -24,9 +35,12 @@ from irqchip_core.hookspecs import API_VERSION, Hypervisor, hookimpl
 
 class Vm:
     hypervisor = "{name}"
-    closed = False
-    def close(self):
-        self.closed = True
+    def map_memory(self, guest_address, size): ...
+    def create_vcpu(self, vcpu_id): ...
+    def supported_cpuid(self): ...
+    def close(self): ...
+    def __enter__(self): ...
+    def __exit__(self, *exc_info): ...
 
 class Fake(Hypervisor):
     name = "{name}"
@@ -90,7 +104,7 @@ def backend(
     *,
     api: object = "API_VERSION",
     hypervisors: object = None,
-    rank: int = 100,
+    rank: object = 100,
     probe: str = "return Probe(capabilities=frozenset({IrqChipCap.X2APIC}))",
 ) -> str:
     return BACKEND.format(name=name, api=api, hypervisors=hypervisors, rank=rank, probe=probe)
@@ -134,6 +148,10 @@ def test_finds_what_is_installed(install: Install) -> None:
         (backend("bad").replace("irqchip_backend()", "irqchip_backned()"), "unknown hook 'irqchip_backned'"),
         (backend("bad").replace("irqchip_backend()", "irqchip_backend(vm)"), "Argument(s) {'vm'} are declared"),
         (backend("bad").replace("    def create(", "    def make("), "Can't instantiate abstract class Fake"),
+        (backend("bad", rank="'low'"), "the rank of Fake is 'low'"),
+        (backend("bad", hypervisors="'kvm'"), "hypervisors of Fake are 'kvm'"),
+        (backend("bad").replace('summary = "pretends"', "pass"), "Fake has no summary"),
+        (backend("bad").replace("api_version =", "version ="), "bad was written for API version None"),
     ],
 )
 def test_a_bad_plugin_is_a_record_with_its_reason(install: Install, source: str, reason: str) -> None:
@@ -202,6 +220,36 @@ def test_choice_takes_the_first_that_fits(install: Install) -> None:
         create_irqchip("second", vm=vm, plugins=found)
     with pytest.raises(InvalidArgument, match="vcpu_count: a VM has 1 vCPU or more, not 0"):
         create_irqchip(vm=vm, vcpu_count=0, plugins=found)
+
+
+@pytest.mark.parametrize(
+    "answer", ["None", "'viable'", "Probe(refusal=5)", "Probe(capabilities=None)", "Probe(capabilities={'x2apic'})"]
+)
+def test_a_probe_that_answers_nonsense_is_a_refusal(install: Install, answer: str) -> None:
+    install("odd", backend("odd", rank=1, probe=f"return {answer}"))
+    install("good", backend("good", rank=2))
+    found = discover()
+    assert create_irqchip(vm=any_vm(), plugins=found, require={IrqChipCap.X2APIC}).name == "good"
+    with pytest.raises(NothingSuitable, match="odd: its probe failed with TypeError"):
+        create_irqchip("odd", vm=any_vm(), plugins=found)
+
+
+@pytest.mark.parametrize(("body", "problem"), [("return None", "it made None"), ("1 / 0", "failed with ZeroDivision")])
+def test_a_backend_that_makes_no_chip_is_named(install: Install, body: str, problem: str) -> None:
+    install("odd", backend("odd").replace("from tests.core.table_chip import TableChip", body))
+    with pytest.raises(PluginError, match=f"odd: .*{problem}"):
+        create_irqchip("odd", vm=any_vm(), plugins=discover())
+
+
+def test_a_hypervisor_that_makes_no_vm_is_named(install: Install) -> None:
+    install("odd", hypervisor("odd").replace("return Vm()", "return 5"))
+    with pytest.raises(PluginError, match="odd: it made 5, which is no Vm"):
+        create_vm("odd", plugins=discover())
+
+
+def test_requirements_are_capabilities(install: Install) -> None:
+    with pytest.raises(WrongType, match="'x2apic' is no capability; give members of IrqChipCap"):
+        create_irqchip(vm=any_vm(), require={"x2apic"}, plugins=discover())  # type: ignore[arg-type]
 
 
 def test_hypervisors_are_chosen_likewise(install: Install) -> None:
@@ -386,6 +434,43 @@ def irqchip_subcommand(subparsers):
     parser.add_argument("name")
     parser.set_defaults(run=greet)
 """
+
+
+def test_a_plugin_whose_subcommand_fails_takes_nothing_down(
+    install: Install, use: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("greeter", SUBCOMMAND)
+    install("raiser", SUBCOMMAND.replace("parser = ", "raise OSError('disk')\n    parser = "))
+    install("twice", SUBCOMMAND)  # the name `greet` is taken
+    use()
+    assert cli.main(["greet", "world"]) == 7
+    assert cli.main(["list"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "plugin raiser raiser 1.0 - broken: OSError: disk" in lines
+    assert any(line.startswith("plugin twice twice 1.0 - broken: ArgumentError") for line in lines)
+
+
+def run_command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """`irqchip` as a process of its own."""
+    argv = [sys.executable, "-m", "irqchip_core", *arguments]
+    return subprocess.run(argv, stderr=subprocess.PIPE, text=True, timeout=50, check=False, **options)
+
+
+def test_output_that_cannot_be_written_is_no_traceback() -> None:
+    with open("/dev/full", "w") as full:
+        done = run_command("list", stdout=full)
+    assert (done.returncode, done.stderr) == (1, "irqchip: cannot write: No space left on device\n")
+    closed = run_command("list", preexec_fn=lambda: os.close(1))
+    assert "Traceback" not in closed.stderr
+    assert closed.returncode == 1
+
+
+def test_names_of_the_other_kind_are_told_apart(install: Install) -> None:
+    install("hyper", hypervisor("hyper"))
+    with pytest.raises(UnknownName, match="no backend is called 'hyper'; hyper is a hypervisor"):
+        create_irqchip("hyper", vm=any_vm(), plugins=discover())
+    with pytest.raises(UnknownName, match="no hypervisor is called ''"):
+        create_vm("", plugins=discover())
 
 
 def test_plugins_add_subcommands(install: Install, use: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> None:

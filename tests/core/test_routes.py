@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from irqchip_core.errors import InvalidRoute
+from irqchip_core.errors import InvalidRoute, WrongType
 from irqchip_core.routes import IrqRoute, IrqSourceChip, MsiSource, PinSource, RoutingTable, default_routes
 
 PRIMARY, SECONDARY, IOAPIC = IrqSourceChip.PIC_PRIMARY, IrqSourceChip.PIC_SECONDARY, IrqSourceChip.IOAPIC
@@ -52,6 +54,28 @@ def test_bad_tables_are_refused_with_the_route_and_the_remedy(routes: list[IrqRo
     assert caught.value.argument == "route"
     assert caught.value.remedy
     assert f"gsi={routes[-1].gsi}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda: IrqRoute.msi(30, 1.5, 0), "MsiSource: address: 1.5 is of type float; give it as int"),  # type: ignore[arg-type]
+        (lambda: IrqRoute.msi(30, 0, "1"), "MsiSource: data: '1' is of type str"),  # type: ignore[arg-type]
+        (lambda: IrqRoute.msi(True, 0, 0), "IrqRoute: gsi: True is of type bool"),
+        (lambda: IrqRoute.pic(PRIMARY, "5"), "IrqRoute: gsi: '5' is of type str"),  # type: ignore[arg-type]
+        (lambda: IrqRoute.pic("pic_primary", 5), "PinSource: chip: .* give it as IrqSourceChip"),  # type: ignore[arg-type]
+        (lambda: IrqRoute.ioapic(None), "PinSource: pin: None is of type NoneType"),  # type: ignore[arg-type]
+        (lambda: IrqRoute(5, None), "IrqRoute: source: .* give it as PinSource or MsiSource"),  # type: ignore[arg-type]
+        (lambda: RoutingTable(None, subject="chip"), "chip: routes: .* give it as Iterable"),  # type: ignore[arg-type]
+        (lambda: RoutingTable([5], subject="chip"), "chip: route: 5 is of type int; give it as IrqRoute"),  # type: ignore[list-item]
+        (lambda: RoutingTable(subject="chip").replacing_gsi(None), "chip: route: None is of"),  # type: ignore[arg-type]
+        (lambda: RoutingTable(subject="chip").adding((5, 6)), "chip: route: "),  # type: ignore[arg-type]
+    ],
+)
+def test_wrong_types_are_refused_when_they_are_given(make: Callable[[], object], problem: str) -> None:
+    with pytest.raises(WrongType, match=problem) as caught:
+        make()
+    assert caught.value.remedy
 
 
 def test_replacing_a_gsi_drops_all_its_routes() -> None:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*/*/README.md"))]
-EXAMPLES = [
-    pytest.param(page, match.group(1), id=f"{page.relative_to(ROOT)}:{page.read_text()[: match.start()].count(chr(10)) + 2}")
-    for page in PAGES
-    for match in FENCE.finditer(page.read_text())
-]
+
+
+def _examples(page: Path) -> list[Any]:
+    """The page's examples as parameters, each known by its line."""
+    text = page.read_text()
+    return [
+        pytest.param(page, match[1], id=f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, match.start()) + 2}")
+        for match in FENCE.finditer(text)
+    ]
+
+
+EXAMPLES = [example for page in PAGES for example in _examples(page)]
 
 
 @pytest.mark.kvm

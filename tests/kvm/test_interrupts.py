@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from irqchip_core.errors import Closed, EventInUse, HypervisorError, InvalidArgument, InvalidRoute
+from irqchip_core.errors import Closed, EventInUse, HypervisorError, InvalidArgument, InvalidRoute, WrongType
 from irqchip_core.events import Event
 from irqchip_core.exits import HltExit, IoExit, MmioExit
 from irqchip_core.routes import GSI_COUNT, IrqRoute, IrqSourceChip, PinSource, default_routes
-from irqchip_kvm import KvmVcpu, KvmVm
+from irqchip_kvm import Cap, KvmVcpu, KvmVm
+from irqchip_kvm.ioctl import Handle
 
 from .guest import HALT, PATIENCE, long_mode_taker, real_mode, run_until_exit, running, taken
 
@@ -180,8 +183,26 @@ def test_msi_that_nobody_takes(kernel_vm: KvmVm, guest: KvmVcpu) -> None:
 
 @pytest.mark.parametrize(("address", "data"), [(-1, 0), (1 << 64, 0), (LAPIC, 1 << 32), (LAPIC, -1)])
 def test_msi_out_of_range(kernel_vm: KvmVm, address: int, data: int) -> None:
-    with pytest.raises(InvalidArgument, match="address, data"):
+    with pytest.raises(InvalidArgument, match=r"KVM VM: (address|data): "):
         kernel_vm.signal_msi(address, data)
+
+
+@pytest.mark.parametrize("other", ["4", None, 4.0, True])
+def test_what_is_no_number_or_event(kernel_vm: KvmVm, other: Any) -> None:
+    with Event() as trigger:
+        for call in (
+            lambda: kernel_vm.assign_irqfd(other, trigger),
+            lambda: kernel_vm.deassign_irqfd(other, trigger),
+            lambda: kernel_vm.irq_line(other, True),
+            lambda: kernel_vm.signal_msi(other, 0),
+            lambda: kernel_vm.signal_msi(LAPIC, other),
+            lambda: kernel_vm.assign_irqfd(4, other),
+        ):
+            with pytest.raises(WrongType, match=r"KVM VM: \w+: .* give it as (int|Event)"):
+                call()
+        resample: Any = trigger.fileno()
+        with pytest.raises(WrongType, match="KVM VM: resample: "):
+            kernel_vm.assign_irqfd(4, trigger, resample)
 
 
 def test_routes_take_effect_and_go(kernel_vm: KvmVm, guest: KvmVcpu) -> None:
@@ -267,6 +288,19 @@ def test_ioeventfd_refused(vm: KvmVm) -> None:
             vm.assign_ioeventfd(other, 0x20, 3, port=True)
         with pytest.raises(InvalidArgument):
             vm.assign_ioeventfd(other, -1, 4)
+        with pytest.raises(InvalidArgument, match="or a datamatch without one"):
+            vm.assign_ioeventfd(other, 0x30, port=True, datamatch=1)
+
+
+def test_a_pit_whose_interrupts_would_go_nowhere_is_not_asked_for(vm: KvmVm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux 6.1 would make it, 6.18 refuses."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Handle, "call", pytest.fail)
+        with pytest.raises(HypervisorError, match="create the chip in the kernel first") as caught:
+            vm.create_pit2()
+    assert (caught.value.call, caught.value.errno) == ("KVM_CREATE_PIT2", errno.ENOENT)
+    vm.create_irqchip()
+    vm.create_pit2()
 
 
 # --- chips that cannot be, in the order of the errors' table
@@ -308,7 +342,8 @@ def with_nothing(vm: KvmVm) -> None:
         (with_nothing, lambda vm: vm.signal_msi(LAPIC, 1), "KVM_SIGNAL_MSI", "enable_split_irqchip"),
         (with_vcpu, with_vcpu, "KVM_CREATE_VCPU", "another number"),
         (with_nothing, lambda vm: vm.create_vcpu(vm.max_vcpu_id()), "KVM_CREATE_VCPU", "max_vcpu_id"),
-        (with_nothing, lambda vm: vm.enable_cap(1), "KVM_ENABLE_CAP", ""),
+        (with_nothing, lambda vm: vm.enable_cap(1), "KVM_ENABLE_CAP", "ask check_extension first"),
+        (with_nothing, lambda vm: vm.enable_cap(Cap.PIT2), "KVM_CAP_PIT2", "ask check_extension first"),
     ],
 )
 def test_refusals(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 import irqchip_kvm.vcpu
-from irqchip_core.errors import Closed, HypervisorError, InvalidArgument
+import irqchip_kvm.vm
+from irqchip_core.errors import Closed, HypervisorError, InvalidArgument, WrongType
 from irqchip_core.exits import IoExit, MmioExit
 from irqchip_core.vcpu import VcpuX86_64, Vm
 from irqchip_kvm import Kvm, KvmVcpu, KvmVm
@@ -117,6 +121,7 @@ def test_memory_stays_while_somebody_sees_it(vm: KvmVm) -> None:
 def test_memory_stays_while_the_guest_runs(vm: KvmVm, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that does not come back in time keeps what its guest uses, and releases it when it does."""
     vcpu, memory = real_mode(vm, COUNT_FOREVER)
+    touch(vm.map_memory(0x100000, BIG))
     runner = Runner(vcpu)
     runner.start()
     with monkeypatch.context() as patch:
@@ -127,9 +132,12 @@ def test_memory_stays_while_the_guest_runs(vm: KvmVm, monkeypatch: pytest.Monkey
     before = bytes(memory[0x2000:0x2002])
     while bytes(memory[0x2000:0x2002]) == before:  # the guest still counts; the suite's timeout bounds this
         pass
+    held = resident()
     vcpu.kick()
     runner.join(PATIENCE)
     assert isinstance(runner.error, Closed)
+    assert held - resident() > BIG // 2
+    assert repr(vm) == "<KvmVm closed, 0 vCPUs>"
 
 
 def test_buffer_of_an_exit_outlives_the_vcpu(vm: KvmVm) -> None:
@@ -160,13 +168,39 @@ def test_unmapped_memory_becomes_mmio(vm: KvmVm) -> None:
 
 @pytest.mark.parametrize(
     ("address", "size"),
-    [(1, 4096), (0, 0), (0, 100), (-4096, 4096), (0x1000, -4096), (1 << 64, 4096), (0x8000, 0x1000)],
-)
-def test_memory_that_cannot_be_mapped(vm: KvmVm, address: int, size: int) -> None:
+    [
+        (1, 4096), (0, 0), (0, 100), (-4096, 4096), (0x1000, -4096), (1 << 64, 4096), (0, (1 << 64) + 4096),
+        ((1 << 64) - 4096, 8192), (1 << 60, 1 << 64),
+    ],
+)  # fmt: skip
+def test_memory_that_cannot_be_is_not_taken_from_the_host(
+    vm: KvmVm, monkeypatch: pytest.MonkeyPatch, address: int, size: int
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(irqchip_kvm.vm, "anonymous_pages", pytest.fail)
+        with pytest.raises(InvalidArgument, match=r"give a number from|use multiples of 4096"):
+            vm.map_memory(address, size)
+    assert vm.map_memory(0, 0x1000)[0] == 0
+
+
+def test_memory_that_overlaps(vm: KvmVm) -> None:
     vm.map_memory(0, 0x10000)
-    with pytest.raises(InvalidArgument):
-        vm.map_memory(address, size)
+    with pytest.raises(InvalidArgument, match="overlaps"):
+        vm.map_memory(0x8000, 0x1000)
     assert vm.map_memory(0x10000, 0x1000)[0] == 0
+
+
+@pytest.mark.parametrize("number", [4096.0, "4096", None, True])
+def test_memory_of_no_number(vm: KvmVm, monkeypatch: pytest.MonkeyPatch, number: Any) -> None:
+    monkeypatch.setattr(irqchip_kvm.vm, "anonymous_pages", pytest.fail)
+    for call in (
+        lambda: vm.map_memory(0, number),
+        lambda: vm.map_memory(number, 4096),
+        lambda: vm.unmap_memory(number),
+        lambda: vm.create_vcpu(number),
+    ):
+        with pytest.raises(WrongType, match=r"KVM VM: \w+: .* give it as int"):
+            call()
 
 
 def test_unmapping_what_is_not_mapped(vm: KvmVm) -> None:
@@ -177,3 +211,26 @@ def test_unmapping_what_is_not_mapped(vm: KvmVm) -> None:
 def test_more_memory_than_there_is(vm: KvmVm) -> None:
     with pytest.raises(HypervisorError, match="not enough memory"):
         vm.map_memory(0, 1 << 60)
+
+
+def test_a_forked_child_is_told_whose_the_vm_is(no_leaks: None) -> None:
+    script = """
+import os
+from irqchip_core.errors import HypervisorError
+from irqchip_kvm import Kvm
+
+vm = Kvm().create_vm()
+vcpu = vm.create_vcpu(0)
+if child := os.fork():
+    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+for call in (vcpu.run, vcpu.get_regs, vm.create_irqchip, lambda: vm.create_vcpu(1), lambda: vm.map_memory(0, 4096)):
+    try:
+        call()
+    except HypervisorError as error:
+        assert "the VM belongs to the process that made it (EIO); create VM and vCPUs after fork" in str(error), error
+        print(error.call)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 0, done.stderr
+    calls = ["KVM_RUN", "KVM_GET_REGS", "KVM_CREATE_IRQCHIP", "KVM_CREATE_VCPU", "KVM_SET_USER_MEMORY_REGION"]
+    assert done.stdout.split() == calls

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from irqchip_core.chip import MPState
-from irqchip_core.errors import HypervisorError, InvalidArgument, Unsupported
+from irqchip_core.errors import HypervisorError, InvalidArgument, Unsupported, WrongType
 from irqchip_core.exits import HltExit, InterruptedExit
 from irqchip_core.x86.registers import CpuidEntry, Regs
-from irqchip_core.x86.state import PicInitState, PicSelect, PitRwMode
+from irqchip_core.x86.state import PicInitState, PicSelect, PicState, PitRwMode
 from irqchip_kvm import Cap, Kvm, KvmVm
 from irqchip_kvm.plugin import KvmHypervisor
 
@@ -137,6 +138,15 @@ def test_pics(vm: KvmVm) -> None:
     assert vm.get_pic_state(PicSelect.PRIMARY).irq_base == 0x30
 
 
+@pytest.mark.parametrize("select", [-1, 2, 7, True])
+def test_there_are_two_pics(vm: KvmVm, select: Any) -> None:
+    vm.create_irqchip()
+    for call in (lambda: vm.get_pic_state(select), lambda: vm.set_pic_state(select, PicState())):
+        with pytest.raises((InvalidArgument, WrongType), match="KVM VM: select: ") as caught:
+            call()
+        assert caught.value.remedy
+
+
 def test_ioapic(vm: KvmVm) -> None:
     vm.create_irqchip()
     state = vm.get_ioapic_state()
@@ -178,6 +188,18 @@ def test_mp_state_without_a_chip(vm: KvmVm) -> None:
     assert vcpu.get_mp_state() is MPState.RUNNABLE
     with pytest.raises(InvalidArgument, match="this state"):
         vcpu.set_mp_state(MPState.HALTED)
+
+
+def test_mp_state_that_is_none(vm: KvmVm) -> None:
+    vm.create_irqchip()
+    vcpu: Any = vm.create_vcpu(0)
+    for number in (-1, 1 << 32):
+        with pytest.raises(InvalidArgument, match="state"):
+            vcpu.set_mp_state(number)
+    for other in ("x", True, None):
+        with pytest.raises(WrongType, match="KVM vCPU 0: state: "):
+            vcpu.set_mp_state(other)
+    assert vcpu.get_mp_state() is MPState.RUNNABLE
 
 
 def test_a_vcpu_that_waits_for_its_start_up_ipi_can_be_kicked(vm: KvmVm) -> None:
@@ -235,7 +257,8 @@ def test_the_device(no_leaks: None) -> None:
     ("path", "kind", "says"),
     [
         ("/dev/no-such-kvm", HypervisorError, "load kvm_intel or kvm_amd"),
-        ("/dev/null", Unsupported, "no KVM at all"),
+        ("/dev/null", Unsupported, "not a KVM device; put the host's /dev/kvm there"),
+        ("/dev", HypervisorError, "it is a directory .*; put the device there"),
     ],
 )
 def test_no_device(no_leaks: None, path: str, kind: type[Exception], says: str) -> None:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from attrs import evolve
 
 from irqchip_core.chip import MPState
-from irqchip_core.errors import InvalidArgument, UnknownVcpu
-from irqchip_core.x86.state import PicInitState, PicSelect, PicState, PitRwMode
-from irqchip_kvm import Kvm, KvmVm
+from irqchip_core.errors import InvalidArgument, InvalidRoute, UnknownVcpu, WrongType
+from irqchip_core.exits import InterruptedExit
+from irqchip_core.routes import IrqRoute
+from irqchip_core.x86.state import ChipSnapshot, PicInitState, PicSelect, PicState, PitRwMode
+from irqchip_kvm import KvmVm
 from irqchip_kvm_kernel.chip import KernelChipState, KvmKernelIrqChip
+from tests.kvm_kernel.taker import Eoi, Taker, ioapic_entry, open_vm, program_ioapic, program_pics
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_leaks")]
 
 
 @pytest.fixture
 def vm() -> Iterator[KvmVm]:
-    with Kvm() as kvm, kvm.create_vm() as vm:
+    with open_vm() as vm:
         yield vm
 
 
@@ -90,6 +95,35 @@ def test_what_the_vmm_must_know(chip: KvmKernelIrqChip) -> None:
     assert chip.pit_uses_speaker_port() is False
 
 
+def test_a_guest_moves_to_another_vm_with_its_interrupts() -> None:
+    with ExitStack() as stack:
+        vm = stack.enter_context(open_vm())
+        chip = stack.enter_context(KvmKernelIrqChip(vm, 1))
+        taker = Taker(vm, chip)
+        program_pics(chip, primary_mask=0xFF & ~(1 << 5))
+        program_ioapic(chip, {6: ioapic_entry(0x46)})
+        taker.start()
+        chip.route_irq(IrqRoute.msi(30, 0xFEE00000, 0x50))
+        chip.service_irq(5, True)  # pending in the PIC
+        chip.service_irq(6, True)  # pending in the local APIC
+        chip.service_irq(6, False)
+        assert taker.vcpu.complete_io() == InterruptedExit()  # else the other VM repeats the OUT that said READY
+        snapshot = chip.snapshot(1)
+        assert isinstance(snapshot.chip_specific, KernelChipState)
+        assert snapshot.mp_states == [MPState.HALTED] or snapshot.mp_states == [MPState.RUNNABLE]
+
+        other_vm = stack.enter_context(open_vm())
+        other_chip = stack.enter_context(KvmKernelIrqChip(other_vm, 1))
+        other = Taker(other_vm, other_chip)
+        other.vcpu.set_sregs(taker.vcpu.get_sregs())
+        other.vcpu.set_regs(taker.vcpu.get_regs())
+        other_chip.restore(snapshot, 1)
+        taken = {other.take(Eoi.LAPIC | Eoi.PRIMARY) for _ in range(2)}
+        assert taken == {0x35, 0x46}
+        other_chip.service_irq(30, True)
+        assert other.take() == 0x50
+
+
 def test_a_snapshot_of_another_size_is_refused_before_anything_changes(chip: KvmKernelIrqChip, vm: KvmVm) -> None:
     with pytest.raises(UnknownVcpu):
         chip.snapshot(1)  # its vCPU was never added
@@ -106,3 +140,57 @@ def test_a_snapshot_of_another_size_is_refused_before_anything_changes(chip: Kvm
     for data in (None, KernelChipState((), (), ()), KernelChipState((), (0,), ())):
         with pytest.raises(InvalidArgument, match="not the state of a kvm_kernel chip of 1 vCPUs"):
             chip.restore_chip_specific(data)
+
+
+def two_vcpu_snapshot() -> ChipSnapshot:
+    """Of a chip whose PIC, IOAPIC and PIT are not as they are after reset."""
+    with open_vm() as vm, KvmKernelIrqChip(vm, 2) as chip:
+        for vcpu_id in (0, 1):
+            chip.add_vcpu(vcpu_id, vm.create_vcpu(vcpu_id))
+        program_pics(chip, primary_mask=0x5A)
+        program_ioapic(chip, {5: ioapic_entry(0x45)})
+        snapshot = chip.snapshot(2)
+        snapshot.pit.channels[2] = evolve(snapshot.pit.channels[2], count=1234, mode=3)
+        return snapshot
+
+
+@pytest.mark.parametrize(
+    ("chip_vcpus", "added", "specific", "refusal", "says"),
+    [
+        (
+            3,
+            3,
+            {},
+            InvalidArgument,
+            "not the state of a kvm_kernel chip of 3 vCPUs; restore what a chip of this backend",
+        ),
+        (2, 0, {}, UnknownVcpu, "there is no vCPU 0; give it to add_vcpu first"),
+        (2, 1, {}, UnknownVcpu, "there is no vCPU 1; give it to add_vcpu first"),
+        (2, 2, None, InvalidArgument, "not the state of a kvm_kernel chip of 2 vCPUs"),
+        (2, 2, {"apic_bases": (0,)}, InvalidArgument, "not the state of a kvm_kernel chip of 2 vCPUs"),
+        (2, 2, {"routes": (IrqRoute.msi(4096, 0, 0),)}, InvalidRoute, "GSI out of range"),
+        (2, 2, {"routes": (None,)}, WrongType, "give it as IrqRoute"),
+    ],
+)
+def test_a_refused_restore_changes_nothing(
+    vm: KvmVm, chip_vcpus: int, added: int, specific: dict[str, Any] | None, refusal: type[Exception], says: str
+) -> None:
+    snapshot = two_vcpu_snapshot()
+    snapshot.chip_specific = None if specific is None else evolve(snapshot.chip_specific, **specific)
+    with KvmKernelIrqChip(vm, chip_vcpus) as chip:
+        for vcpu_id in range(added):
+            chip.add_vcpu(vcpu_id, vm.create_vcpu(vcpu_id))
+
+        def state() -> object:
+            modes = [channel.mode for channel in chip.get_pit().channels]
+            return modes, chip.get_pic_state(PicSelect.PRIMARY), chip.get_ioapic_state()
+
+        before = state()
+        with pytest.raises(refusal, match=says):
+            chip.restore(snapshot, 2)
+        assert state() == before
+
+
+def test_only_a_snapshot_can_be_restored(chip: KvmKernelIrqChip) -> None:
+    with pytest.raises(WrongType, match="kvm_kernel: snapshot: None is of type NoneType; give it as ChipSnapshot"):
+        chip.restore(None, 1)  # type: ignore[arg-type]

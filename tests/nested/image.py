@@ -20,7 +20,7 @@ from tests.nested.kernel import Kernel
 
 ROOT = Path(__file__).parents[2]
 """Of this repository."""
-SOURCES = ("pyproject.toml", "irqchip_core", "hypervisors", "plugins", "vmm", "tests")
+SOURCES = ("pyproject.toml", "README.md", "docs", "irqchip_core", "hypervisors", "plugins", "vmm", "tests")
 DISTRIBUTIONS = ("pytest", "pytest-timeout", "hypothesis")
 """What is taken beside the distributions whose name begins with `irqchip-`; each with all that it requires."""
 LEFT_OUT = (
@@ -32,7 +32,7 @@ INIT = Path(__file__).parent / "init.py"
 
 
 def standard_library() -> Iterator[Path]:
-    """The standard library's files, with the compiled form of each module where there is one."""
+    """The standard library's files."""
     for folder, folders, names in os.walk(os.path.realpath(sysconfig.get_path("stdlib"))):
         folders[:] = [name for name in folders if not name.startswith(LEFT_OUT)]
         for name in names:
@@ -41,11 +41,11 @@ def standard_library() -> Iterator[Path]:
 
 
 def with_compiled(path: Path) -> Iterator[Path]:
-    """`path`, and the compiled form of the module that it is."""
+    """`path`, and what this interpreter and its pytest have compiled it to, which saves much time inside."""
     yield path
-    compiled = path.parent / "__pycache__" / f"{path.stem}.{sys.implementation.cache_tag}.pyc"
-    if path.suffix == ".py" and compiled.is_file():
-        yield compiled
+    if path.suffix == ".py":
+        for kind in ("", "-pytest-*"):
+            yield from (path.parent / "__pycache__").glob(f"{path.stem}.{sys.implementation.cache_tag}{kind}.pyc")
 
 
 def required(names: tuple[str, ...]) -> dict[str, Distribution]:
@@ -60,9 +60,8 @@ def required(names: tuple[str, ...]) -> dict[str, Distribution]:
             found[name] = distribution(name)
         except PackageNotFoundError:
             continue  # for another system or interpreter
-        for requirement in found[name].requires or ():
-            if "extra ==" not in requirement:
-                wanted.append(re.split(r"[^\w.-]", requirement, maxsplit=1)[0])
+        needed = [text for text in found[name].requires or () if "extra ==" not in text]
+        wanted += [re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in needed]
     return found
 
 
@@ -88,8 +87,9 @@ def repository() -> Iterator[Path]:
         if (ROOT / name).is_file():
             yield ROOT / name
         for folder, folders, names in os.walk(ROOT / name):
-            folders[:] = [name for name in folders if name != "__pycache__" and not name.startswith(".")]
-            yield from (Path(folder, name) for name in names)
+            folders[:] = [name for name in folders if not name.startswith((".", "__pycache__", "_build"))]
+            for name in names:
+                yield from with_compiled(Path(folder, name))
 
 
 def shared_libraries(files: set[Path]) -> set[Path]:

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from tests.nested import image, kernel
 
@@ -19,7 +19,16 @@ PROCESSOR = "EPYC,+svm"
 KERNEL_ARGUMENTS = "console=ttyS0 rdinit=/init quiet panic=-1 reboot=t"
 
 PYTEST = (
-    *("python", "-m", "pytest", "-p", "tests.nested.report", "-p", "no:cacheprovider"),
+    *(
+        "python",
+        "-m",
+        "pytest",
+        "-p",
+        "tests.nested.report",
+        "-p",
+        "no:cacheprovider",
+        "--continue-on-collection-errors",
+    ),
     *("-m", "kvm and not (binutils or gcc or qemu)"),  # there are no such programs inside
 )
 
@@ -57,7 +66,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def run(argv: Sequence[str], *, deadline: float, processors: int = 1, echo: BinaryIO | None = None) -> Outcome:
+def run(argv: Sequence[str], *, deadline: float, processors: int = 1, echo: IO[bytes] | None = None) -> Outcome:
     """Run `argv` in the repository's folder inside, for `deadline` seconds at most; its output also goes to `echo`.
 
     One processor is the fastest by far: each kick of a vCPU's thread on another one costs TCG an interrupt between
@@ -97,7 +106,7 @@ def run(argv: Sequence[str], *, deadline: float, processors: int = 1, echo: Bina
     return Outcome(status, records, console, time.monotonic() - begin)
 
 
-def listen(console: BinaryIO, until: float, echo: BinaryIO | None) -> str:
+def listen(console: IO[bytes], until: float, echo: IO[bytes] | None) -> str:
     """All that comes from `console` before its end or the time `until`."""
     heard = bytearray()
     while select.select([console], [], [], max(0.0, until - time.monotonic()))[0]:

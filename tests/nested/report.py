@@ -13,21 +13,21 @@ import pytest
 REPORT = "/dev/ttyS1"
 
 
-def send(record: dict[str, object]) -> None:
+def send(test: str, outcome: str, seconds: float = 0.0, text: str = "") -> None:
     """Write one line."""
     with open(REPORT, "w") as port:
-        port.write(json.dumps(record) + "\n")
+        port.write(json.dumps({"test": test, "outcome": outcome, "seconds": round(seconds, 3), "text": text}) + "\n")
 
 
-def result(report: pytest.TestReport | pytest.CollectReport, seconds: float) -> None:
+def result(report: pytest.TestReport | pytest.CollectReport, seconds: float = 0.0) -> None:
     """Send what became of a test, or of a file that could not be collected."""
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
     text = "\n".join([reason, *(f"--- {title}\n{content}" for title, content in report.sections)])
-    send({"test": report.nodeid, "outcome": report.outcome, "seconds": round(seconds, 3), "text": text})
+    send(report.nodeid, report.outcome, seconds, text)
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:
-    send({"started": nodeid})
+    send(nodeid, "started")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -37,4 +37,4 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
     if not report.passed:
-        result(report, 0.0)
+        result(report)

@@ -10,9 +10,11 @@ import struct
 from pathlib import Path
 from typing import Self
 
+import attrs
+
 from irqchip_core.exits import Exit, InterruptedExit, IoExit
 from irqchip_core.x86.registers import CpuidEntry, DescriptorTable, Regs, Segment, Sregs
-from irqchip_core.x86.state import LAPIC_BASE, LapicState
+from irqchip_core.x86.state import IOAPIC_BASE, LAPIC_BASE, IoapicState, LapicState
 from irqchip_kvm import Kvm, KvmVcpu
 
 _PML4, _PDPT, _PD, _GDT, _IDT, _STUBS, _CODE, _MAILBOX = 0x1000, 0x2000, 0x3000, 0x7000, 0x8000, 0x9000, 0xA000, 0x10000
@@ -27,6 +29,7 @@ _COMMAND = struct.Struct("<6Q")
 _NO_VECTOR = 0xFFFF
 
 _ISR, _IRR = 0x10, 0x20  # indices in LapicState.regs
+_MASKED = 1 << 16  # in a redirection entry
 
 _X2APIC, _TSC_DEADLINE = 1 << 21, 1 << 24  # CPUID leaf 1, ECX
 
@@ -40,6 +43,7 @@ class KvmMachine:
     """
 
     def __init__(self, vcpus: int = 1, *, pit: bool = False) -> None:
+        self._asserted: set[int] = set()
         with Kvm() as kvm:
             self.vm = kvm.create_vm()
         try:
@@ -161,24 +165,45 @@ class KvmMachine:
 
     def take_interrupt(self, vcpu: int = 0) -> int | None:
         """Let the processor take one interrupt; its vector, or None if there was none."""
-        lapic = self.vcpus[vcpu].get_lapic_state()
+        before = [each.get_lapic_state() for each in self.vcpus]
+        ioapic = self.vm.get_ioapic_state()
         vector = self._do(vcpu, _TAKE)[2]
         if vector == _NO_VECTOR:
             return None
-        if _has(lapic, _IRR, vector):
-            self._put_in_service(self.vcpus[vcpu], vector)
+        if _has(before[vcpu], _IRR, vector) and not _has(self.vcpus[vcpu].get_lapic_state(), _ISR, vector):
+            _move_to_service(before[vcpu], vector)
+            self._undo_eoi(before, ioapic)
         return vector
 
-    @staticmethod
-    def _put_in_service(vcpu: KvmVcpu, vector: int) -> None:
-        """Do what an acknowledgement forgets where KVM runs on PVM: set the vector's ISR bit.
+    def _undo_eoi(self, lapics: list[LapicState], ioapic: IoapicState) -> None:
+        """Put everything back to where it was when the interrupt was taken.
 
-        There (kvm_pvm, Linux 6.18) every interrupt ends as it is taken. Elsewhere nothing is left to do.
+        Where KVM runs on PVM (kvm_pvm, Linux 6.18) an interrupt is also ended as it is taken, and a level
+        that is still asserted fires again. Other KVMs do not get here.
         """
-        lapic = vcpu.get_lapic_state()
-        if not _has(lapic, _ISR, vector):
-            lapic.regs[_ISR + vector // 32] |= 1 << vector % 32
-            vcpu.set_lapic_state(lapic)
+        for each, state in zip(self.vcpus, lapics, strict=True):
+            each.set_lapic_state(state)
+        if self.vm.get_ioapic_state().redirect_table == ioapic.redirect_table:
+            return
+        # Setting the IOAPIC's state forgets asserted lines, or fires them: so let it see them while masked.
+        masked = [entry | _MASKED for entry in ioapic.redirect_table]
+        levels = sum(1 << line for line in self._asserted)
+        self.vm.set_ioapic_state(attrs.evolve(ioapic, redirect_table=masked, current_interrupt_level_bitmap=levels))
+        for pin, entry in enumerate(ioapic.redirect_table):
+            if not entry & _MASKED:
+                self.write(IOAPIC_BASE, 0x10 + 2 * pin)
+                self.write(IOAPIC_BASE + 0x10, entry & 0xFFFFFFFF)
+        self.write(IOAPIC_BASE, ioapic.ioregsel)
+
+    # Lines
+
+    def set_line(self, gsi: int, level: bool) -> None:
+        """Drive a line, as `KvmVm.irq_line` does, and remember its level."""
+        if level:
+            self._asserted.add(gsi)
+        else:
+            self._asserted.discard(gsi)
+        self.vm.irq_line(gsi, level)
 
     # Short names for the local APIC's page
 
@@ -191,6 +216,11 @@ class KvmMachine:
 
 def _has(lapic: LapicState, first: int, vector: int) -> bool:
     return lapic.regs[first + vector // 32] >> vector % 32 & 1 != 0
+
+
+def _move_to_service(lapic: LapicState, vector: int) -> None:
+    lapic.regs[_IRR + vector // 32] &= ~(1 << vector % 32)
+    lapic.regs[_ISR + vector // 32] |= 1 << vector % 32
 
 
 def _is_pause(exit_: Exit) -> bool:

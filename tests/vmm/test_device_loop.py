@@ -9,6 +9,7 @@ from typing import Self
 
 import pytest
 
+from irqchip_core.errors import Closed, InvalidArgument
 from irqchip_core.events import Event
 from irqchip_vmm.device_loop import DeviceLoop
 
@@ -28,6 +29,13 @@ class Loop(DeviceLoop):
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
+
+
+class Pipe:
+    """What has a descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self.fileno = lambda: fd
 
 
 def test_timers_come_in_order_and_not_early() -> None:
@@ -56,6 +64,32 @@ def test_a_cancelled_timer_does_not_come() -> None:
     assert calls == []
 
 
+def test_cancelled_timers_are_dropped_and_the_others_are_not() -> None:
+    loop = Loop()
+    calls: list[int] = []
+    kept = [loop.call_at(n, partial(calls.append, n)) for n in range(0, 1000, 10)]
+    for n in range(10_000):
+        loop.call_at(2**62 + n, lambda: None).cancel()
+    assert len(loop._timers) <= 2 * len(kept)
+    done = threading.Event()
+    loop.call_at(1000, done.set)
+    with loop:
+        assert done.wait(10)
+    assert calls == list(range(0, 1000, 10))
+
+
+def test_a_timer_in_a_century_is_waited_for() -> None:
+    done = threading.Event()
+    reader, writer = os.pipe()
+    with Loop() as loop:
+        loop.call_at(loop.now() + 100 * 365 * 86400 * 10**9, lambda: None)
+        loop.watch(reader, done.set)  # wakes the loop, which then has to wait for the timer
+        os.write(writer, b"x")
+        assert done.wait(10)
+    os.close(reader)
+    os.close(writer)
+
+
 def test_what_is_watched_is_called_until_it_is_unwatched() -> None:
     seen: list[bytes] = []
     turn = threading.Semaphore(0)
@@ -79,6 +113,46 @@ def test_what_is_watched_is_called_until_it_is_unwatched() -> None:
     os.close(reader)
     os.close(writer)
     assert seen == [b"a", b"b", b"c"]
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_what_cannot_be_watched_is_refused_to_the_caller(started: bool) -> None:
+    loop = Loop()
+    reader, writer = os.pipe()
+    if started:
+        loop.start()
+    loop.watch(reader, lambda: None)
+    for source in (reader, Pipe(reader), 10**6, -1, 10**30, "reader", None):
+        with pytest.raises(InvalidArgument, match="source"):
+            loop.watch(source, lambda: None)
+    for source in (writer, 10**6):
+        with pytest.raises(InvalidArgument, match="source"):
+            loop.unwatch(source)
+    loop.unwatch(Pipe(reader))
+    loop.watch(reader, lambda: None)
+    loop.stop()
+    with pytest.raises(Closed):
+        loop.watch(writer, lambda: None)
+    os.close(reader)
+    os.close(writer)
+    assert loop.errors == []
+
+
+def test_watching_anew_in_a_callback() -> None:
+    done = threading.Event()
+    reader, writer = os.pipe()
+
+    def again() -> None:
+        loop.unwatch(reader)
+        loop.watch(reader, done.set)
+
+    with Loop() as loop:
+        loop.watch(reader, again)
+        os.write(writer, b"x")
+        assert done.wait(10)
+    os.close(reader)
+    os.close(writer)
+    assert loop.errors == []
 
 
 def test_a_callback_that_fails_is_told_and_the_loop_goes_on() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from irqchip_core.errors import InvalidArgument
 from irqchip_core.x86.registers import Sregs
 from irqchip_vmm.guest import demonstration_guest
 from irqchip_vmm.loaders import Image, LoadError, load_file, load_image
@@ -147,7 +150,7 @@ def test_refused(data: bytes, problem: str) -> None:
     assert caught.value.remedy
 
 
-@pytest.mark.parametrize("command_line", ["x" * 70000, "a\0b"])
+@pytest.mark.parametrize("command_line", ["x" * 70000, "a\0b", "\ud800"])
 def test_command_line_that_cannot_be_given(command_line: str) -> None:
     with pytest.raises(LoadError, match="command line"):
         load(ELF32, command_line=command_line)
@@ -164,6 +167,34 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(LoadError, match=problem) as caught:
             load_file(path, memory_size=MIB)
         assert caught.value.subject == str(path)
+
+
+def test_a_file_is_read_by_its_size(tmp_path: Path) -> None:
+    (tmp_path / "guest").write_bytes(ELF32)
+    tracemalloc.start()
+    load_file(tmp_path / "guest", memory_size=3 << 30)
+    with pytest.raises(LoadError, match="larger than the 64 MiB of what is read"):
+        load_file("/dev/zero", memory_size=3 << 30)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200 << 20
+
+
+def test_a_pipe_is_a_file(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, ELF32)
+    os.close(writer)
+    assert load_file(f"/proc/self/fd/{reader}", memory_size=MEMORY).kind == "multiboot"
+    os.close(reader)
+
+
+@pytest.mark.parametrize("memory_size", [-1, 0, MIB - 4096, MIB + 1, (3 << 30) + 4096, 99999999 << 20])
+def test_memory_no_machine_can_have(memory_size: int, tmp_path: Path) -> None:
+    (tmp_path / "guest").write_bytes(ELF32)
+    with pytest.raises(InvalidArgument, match="memory_size"):
+        load(ELF32, memory_size=memory_size)
+    with pytest.raises(InvalidArgument, match="memory_size"):
+        load_file(tmp_path / "guest", memory_size=memory_size)
 
 
 @settings(deadline=None, max_examples=300)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import threading
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -72,8 +75,74 @@ def test_a_machine_runs_once_and_needs_a_guest() -> None:
     machine.close()  # again
 
 
+@pytest.mark.parametrize("timeout", [1e12, -1, float("nan")])
+def test_a_time_nobody_can_wait_is_refused_before_the_run(timeout: float) -> None:
+    with loaded(Machine(), "real/exit") as machine:
+        with pytest.raises(InvalidArgument, match="timeout"):
+            machine.run(timeout)
+        assert machine.run(TIMEOUT).end.outcome is Outcome.EXIT
+
+
+def test_loading_after_close() -> None:
+    machine = Machine()
+    machine.close()
+    with pytest.raises(Closed, match="the machine is closed"):
+        loaded(machine, "real/exit")
+
+
+def test_a_timer_beyond_the_run_and_a_source_watched_twice() -> None:
+    reader, writer = os.pipe()
+    with loaded(Machine(), "real/exit") as machine:
+        machine.call_later(30 * 86400 * 10**9, lambda: None)
+        machine.watch(reader, lambda: None)
+        with pytest.raises(InvalidArgument, match="watched already"):
+            machine.watch(reader, lambda: None)
+        with pytest.raises(InvalidArgument, match="not watched"):
+            machine.unwatch(writer)
+        assert machine.run(TIMEOUT).end.outcome is Outcome.EXIT
+    os.close(reader)
+    os.close(writer)
+
+
+def test_close_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Machine() as machine:
+        chip_class = type(machine.chip)
+    monkeypatch.setattr(chip_class, "unregister_edge_irq_event", fail)
+    machine = Machine()
+    events = [irq.event for irq in machine.irqs]
+    with pytest.raises(IrqChipError, match="made to fail"):
+        machine.close()
+    assert len(events) > 1
+    assert all(event.get_trigger().closed for event in events)
+    machine.close()  # again
+
+
+def test_close_after_the_vm() -> None:
+    machine = Machine()
+    events = [irq.event for irq in machine.irqs]
+    machine.vm.close()
+    with contextlib.suppress(Closed):  # from a chip that needs the VM to disconnect its events
+        machine.close()
+    assert all(event.get_trigger().closed for event in events)
+
+
 def test_close_without_a_run() -> None:
     Machine(vcpu_count=4).close()
+
+
+def test_a_console_that_waits_is_told_of_the_end() -> None:
+    ended, calls = threading.Event(), []
+
+    def end() -> None:
+        calls.append(1)
+        ended.set()
+
+    def console(data: bytes) -> None:
+        assert ended.wait(TIMEOUT)
+
+    with loaded(Machine(console=console, on_end=end), "real/spam") as machine:
+        assert machine.run(0.5).end.outcome is Outcome.TIMEOUT
+    assert calls == [1]
 
 
 def test_devices_in_wrong_places() -> None:

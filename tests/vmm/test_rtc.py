@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from irqchip_vmm.device_loop import FEW_TIMERS, DeviceLoop
 from irqchip_vmm.devices.rtc import NS, Rtc, periodic_ns
 from tests.vmm.fakes import FakeTimers, Port
 
@@ -192,6 +193,28 @@ def test_memory_size(size: int, above_1_mib_kib: int, above_16_mib_64k: int) -> 
     assert rig[0x15] | rig[0x16] << 8 == 640
     assert rig[0x30] | rig[0x31] << 8 == rig[0x17] | rig[0x18] << 8 == above_1_mib_kib
     assert rig[0x34] | rig[0x35] << 8 == above_16_mib_64k
+
+
+def test_a_timer_that_stays_right_stays() -> None:
+    rig = Rig()
+    rig[B] = UIE | H24
+    timers = list(rig.timers.waiting)
+    rig[0x40] = 1
+    assert rig.timers.waiting == timers
+    assert len(timers) == 1
+
+
+def test_a_guest_that_sets_the_alarm_for_ever_fills_no_memory() -> None:
+    loop = DeviceLoop(lambda error: None)
+    port = Port(Rtc(lambda: None, loop, wall_time=START - 43200), 0x70)
+    for register, value in ((5, 0x23), (3, 0x59), (B, AIE | H24)):
+        port.write(0, register)
+        port.write(1, value)
+    port.write(0, 1)
+    for second in range(1000):
+        port.write(1, second % 50)
+    assert len(loop._timers) <= FEW_TIMERS
+    loop.stop()
 
 
 @settings(deadline=None)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from fcntl import F_SETPIPE_SZ, fcntl
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from irqchip_core.cli import main
+from irqchip_vmm.run import MAX_BACKLOG, READ_SIZE
 from tests.guests.assemble import GUESTS
 
 COMMAND = [sys.executable, "-m", "irqchip_core", "run"]
@@ -63,7 +68,7 @@ def test_json(capfd: pytest.CaptureFixture[str]) -> None:
     [
         ("real/exit", (), 17, ""),
         ("real/reset", (), 0, ""),
-        ("multiboot/triple_fault", (), 1, "irqchip: triple fault: vCPU 0 at RIP 0x100028"),
+        ("multiboot/triple_fault", (), 1, "irqchip: triple fault: vCPU 0\n"),
         ("real/loop", ("--timeout", "0.2"), 124, "irqchip: timeout: the guest still runs after 0.2 seconds"),
         ("multiboot/liar", (), 1, "irqchip: made-up on vCPU 0: raised 8, taken 7, ended 7"),
         ("multiboot/registers", (), 13, "irqchip: the guest's report is none: its header at 0xfffffff0"),
@@ -86,9 +91,21 @@ def test_append(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.kvm
+def test_append_takes_any_bytes() -> None:
+    done = subprocess.run(
+        [*(word.encode() for word in COMMAND), guest("multiboot/hello").encode(), b"--append", b"\xff"],
+        capture_output=True,
+        timeout=50,
+    )
+    assert done.stdout.startswith(b"irqchip-vmm\n\xff\n")
+    assert done.returncode == 7
+
+
+@pytest.mark.kvm
 def test_standard_input_is_com1() -> None:
-    done = run(guest("real/echo"), stdin=b"x" * 24_000 + b"q")
-    assert done.stdout.startswith(b"x" * 24_000 + b"\n")
+    sent = b"x" * (MAX_BACKLOG + 2 * READ_SIZE)  # more than is held for the guest at once
+    done = run(guest("real/echo"), stdin=sent + b"q")
+    assert done.stdout.startswith(sent + b"\n")
     assert done.returncode & 1
 
 
@@ -103,6 +120,67 @@ def test_ctrl_c() -> None:
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert err.decode().split("\n") == ["", "irqchip: interrupted", ""]
+
+
+@pytest.fixture
+def small_pipe() -> Iterator[tuple[int, int]]:
+    """Reader and writer of a pipe of one page: a single byte, and poll(2) calls it full."""
+    reader, writer = os.pipe()
+    fcntl(writer, F_SETPIPE_SZ, 4096)
+    yield reader, writer
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.kvm
+def test_a_reader_that_does_not_read_holds_up_no_timeout(small_pipe: tuple[int, int]) -> None:
+    done = subprocess.run(
+        [*COMMAND, guest("real/spam"), "--timeout", "2"], stdout=small_pipe[1], stderr=subprocess.PIPE, timeout=50
+    )
+    err = done.stderr.decode()
+    assert done.returncode == 124
+    assert "irqchip: nobody reads standard output, so this comes here:" in err
+    assert "com1             4    0 " in err
+    assert err.splitlines()[-1] == "irqchip: timeout: the guest still runs after 2 seconds"
+    assert set(os.read(small_pipe[0], 9999)) == set(b"x")
+
+
+@pytest.mark.kvm
+def test_readers_of_nothing_at_all_hold_up_no_timeout(small_pipe: tuple[int, int]) -> None:
+    done = subprocess.run(
+        [*COMMAND, guest("real/spam"), "--json", "--timeout", "2"],
+        stdout=small_pipe[1],
+        stderr=small_pipe[1],
+        timeout=50,
+    )
+    assert done.returncode == 124
+
+
+@pytest.mark.kvm
+def test_ctrl_c_while_nobody_reads(small_pipe: tuple[int, int]) -> None:
+    process = subprocess.Popen([*COMMAND, guest("real/spam")], stdout=small_pipe[1], stderr=subprocess.PIPE)
+    poller = select.poll()
+    poller.register(small_pipe[1], select.POLLOUT)
+    while poller.poll(0):  # until it is full, and the vCPU waits
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    try:
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()  # or it would disturb the tests that follow
+        process.communicate()
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+
+
+@pytest.mark.kvm
+def test_the_status_is_the_guests_even_if_the_reader_has_gone() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*COMMAND, guest("real/exit")], stdout=writer, stderr=subprocess.PIPE, timeout=50)
+    os.close(writer)
+    assert done.returncode == 17
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.kvm
@@ -123,7 +201,6 @@ def test_nobody_reads_the_output() -> None:
     [
         (["--chip", "kvm_kernle"], "did you mean kvm_kernel?"),
         (["--hypervisor", "kwm"], "did you mean kvm?"),
-        (["--memory", "4000"], "memory_size"),
         (["--vcpus", "255", guest("real/exit")], "vcpu_count"),
         (["--vcpus", "65"], "64 vCPUs"),
         (["--memory", "1"], "memory ends at"),
@@ -132,7 +209,8 @@ def test_nobody_reads_the_output() -> None:
         (["no/such/guest"], "no/such/guest: cannot read it: No such file or directory"),
         ([str(Path(__file__).parent)], "Is a directory"),
         (["bad\0name"], "cannot read it"),
-        (["--memory", "9" * 30, guest("real/exit")], "memory_size"),
+        ([guest("multiboot/hello"), "--append", "\ud800"], "the command line cannot be encoded"),
+        (["/dev/zero", "--memory", "3072"], "larger than the 64 MiB of what is read of a pipe or device"),
     ],
 )
 def test_mistakes(capfd: pytest.CaptureFixture[str], args: list[str], said: str) -> None:
@@ -145,19 +223,23 @@ def test_mistakes(capfd: pytest.CaptureFixture[str], args: list[str], said: str)
 
 
 @pytest.mark.parametrize(
-    "args",
+    ("args", "said"),
     [
-        ["--vcpus", "0"],
-        ["--vcpus", "two"],
-        ["--memory", "-1"],
-        ["--timeout", "0"],
-        ["--timeout", "nan"],
-        ["--timeout", "1e300"],
-        ["--require", "magic"],
+        (["--vcpus", "0"], "'0' is not a whole number above 0"),
+        (["--vcpus", "two"], "'two' is not a whole number above 0"),
+        (["--memory", "-1"], "'-1' is not a whole number from 1 to 3072"),
+        (["--memory", "3073"], "'3073' is not a whole number from 1 to 3072"),
+        (["--memory", "9" * 5000], "' is not a whole number from 1 to 3072"),
+        (["--timeout", "0"], "'0' is not a time above 0"),
+        (["--timeout", "soon"], "'soon' is not a time above 0"),
+        (["--timeout", "nan"], "'nan' is not a time above 0"),
+        (["--timeout", "1e300"], "'1e300' is not a time above 0"),
+        (["--require", "magic"], "invalid choice: 'magic'"),
     ],
 )
-def test_mistakes_that_argparse_sees(capfd: pytest.CaptureFixture[str], args: list[str]) -> None:
+def test_mistakes_that_argparse_sees(capfd: pytest.CaptureFixture[str], args: list[str], said: str) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["run", *args])
     assert caught.value.code == 2
-    assert args[0] in capfd.readouterr().err
+    assert f"argument {args[0]}: " in (err := capfd.readouterr().err)
+    assert said in err

@@ -35,6 +35,7 @@ class Difference(enum.Enum):
     ICW1_KEEPS_SERVICE = enum.auto()
     ICW1_FORGETS_LEVELS = enum.auto()
     ICW1_KEEPS_ROTATE = enum.auto()
+    ICW1_WAITS_FOR_UPDATE = enum.auto()
     POLL_ENDS = enum.auto()
     CASCADE_INT_STAYS_HIGH = enum.auto()
     ELCR_WAITS_FOR_LINE = enum.auto()
@@ -53,7 +54,7 @@ class PicOracle(Protocol):
 
     def write(self, port: int, value: int) -> None: ...
 
-    def set_line(self, line: int, high: bool) -> None: ...
+    def set_line(self, line: int, high: bool, /) -> None: ...
 
     def take_interrupt(self) -> int | None:
         """The vector the processor gets, None if INT is low."""
@@ -189,6 +190,8 @@ class PicMachine(RuleBasedStateMachine):
         self.both_initialize(select, icw1, base, icw4)
         if self.has(Difference.ICW1_KEEPS_ROTATE):
             self.both_write(COMMAND[select], 0x00)
+        if self.has(Difference.ICW1_WAITS_FOR_UPDATE):
+            self.both_write(DATA[select], 0x00)
 
     @rule(select=st.integers(0, 1), value=st.integers(0, 255))
     def elcr(self, select: int, value: int) -> None:

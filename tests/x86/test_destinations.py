@@ -151,7 +151,10 @@ def test_deliver_lets_all_accept_and_counts_what_nobody_gets() -> None:
     assert len(machine.bus.deliver(Message(0, NMI, BROADCAST))) == 2
     assert [lapic.take_events() for lapic in machine.lapics.values()] == [PendingEvents(nmis=1)] * 2
     assert machine.bus.deliver(physical(9)) == ()
-    assert machine.bus.undeliverable == 1
+    machine.lapics[1].write(reg.SPIV, 4, 0xFF, 0)
+    assert machine.bus.deliver(physical(1)) == ()
+    assert [lapic.apic_id for lapic in machine.bus.deliver(physical(BROADCAST))] == [0]
+    assert machine.bus.undeliverable == 2
 
 
 def test_two_lapics_cannot_share_an_id() -> None:

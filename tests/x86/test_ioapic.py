@@ -178,6 +178,19 @@ def test_version_0x11_has_no_eoi_register() -> None:
     assert ioapic.ignored == 1
 
 
+def test_interrupt_that_no_local_apic_accepts_waits_for_no_eoi() -> None:
+    ioapic = with_entry(3, 0x45 | TRIGGER_LEVEL)
+    write(ioapic, 0x18, 0x45 | TRIGGER_LEVEL)
+    message = ioapic.set_line(3, 1).message
+    assert ioapic.set_line(4, 1).message == message
+    assert message is not None
+    ioapic.refused(message)
+    assert (read(ioapic, 0x16) & REMOTE_IRR, read(ioapic, 0x18) & REMOTE_IRR) == (0, REMOTE_IRR)
+    assert ioapic.set_line(3, 1).outcome == DELIVERED
+    ioapic.refused(message)
+    assert ioapic.end_of_interrupt(0x45, 0) == (message, message)
+
+
 def test_switching_to_edge_and_back_clears_remote_irr() -> None:
     ioapic = with_entry(3, 0x45 | TRIGGER_LEVEL)
     ioapic.set_line(3, 1)

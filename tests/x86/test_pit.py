@@ -245,7 +245,7 @@ def test_bcd_zero_is_10000_and_wraps_to_9999() -> None:
 def test_a_bcd_digit_above_9_counts_down_as_it_is() -> None:
     pit = programmed(0x31, 0x1F, 0)
     assert [count(pit, 1 + pulses) for pulses in (0, 15, 16, 25)] == [0x1F, 0x10, 0x09, 0x00]
-    assert outputs(pit, [25, 26]) == [False, True]
+    assert outputs(programmed(0x31, 0x1F, 0), [25, 26]) == [False, True]
 
 
 # Access modes, latches and read-back

@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import os
 import selectors
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from irqchip_core.errors import InvalidArgument
 from irqchip_core.events import Event
 
 Callback = Callable[[], object]
+
+FEW_TIMERS = 64
+"""So many may wait before cancelled ones are looked for."""
+LONGEST_WAIT = 3600.0
+"""Seconds to wait at once: poll(2) takes 24 days of milliseconds at most."""
 
 
 class Timer:
@@ -57,7 +64,9 @@ class DeviceLoop:
         self._selector.register(self._changed, selectors.EVENT_READ, self._changed.reset)
         self._lock = threading.Lock()
         self._timers: list[tuple[int, int, Timer]] = []
+        self._look_for_cancelled = FEW_TIMERS  # when so many wait
         self._order = itertools.count()
+        self._watched: set[int] = set()  # once all changes are made
         self._changes: list[Callback] = []
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -70,28 +79,61 @@ class DeviceLoop:
         """Call `callback` at `when` (as `now` counts) or soon after. From any thread."""
         timer = Timer(when, callback)
         with self._lock:
+            if len(self._timers) >= self._look_for_cancelled:
+                self._drop_cancelled()
             heapq.heappush(self._timers, (when, next(self._order), timer))
             first = self._timers[0][2] is timer
         if first:
             self._changed.signal()
         return timer
 
+    def _drop_cancelled(self) -> None:
+        # Twice as many as are left may gather until the next time: each timer costs the same, however many there are.
+        self._timers = [entry for entry in self._timers if entry[2].callback is not None]
+        heapq.heapify(self._timers)
+        self._look_for_cancelled = max(FEW_TIMERS, 2 * len(self._timers))
+
     def watch(self, source: Any, callback: Callback) -> None:
-        """Call `callback` whenever `source` (a descriptor or what has one) is readable. From any thread."""
-        self._change(lambda: self._selector.register(source, selectors.EVENT_READ, callback))
+        """Call `callback` whenever `source` (a descriptor or what has one) is readable. From any thread.
+
+        Raises:
+            InvalidArgument: `source` is not open, or is watched already.
+            Closed: The loop has stopped.
+        """
+        fd = _descriptor(source)
+        with self._lock:
+            if fd in self._watched:
+                raise _refusal(f"descriptor {fd} is watched already", "unwatch it first")
+            self._change(lambda: self._selector.register(fd, selectors.EVENT_READ, callback))
+            self._watched.add(fd)
+        self._apply()
 
     def unwatch(self, source: Any) -> None:
-        """Undo `watch`, before `source` is closed. Takes effect at once on the loop's thread, else soon."""
-        if threading.current_thread() is self._thread:
-            self._selector.unregister(source)
-        else:
-            self._change(lambda: self._selector.unregister(source))
+        """Undo `watch`, before `source` is closed. Takes effect at once on the loop's thread, else soon.
+
+        Raises:
+            InvalidArgument: `source` is not open, or is not watched.
+            Closed: The loop has stopped.
+        """
+        fd = _descriptor(source)
+        with self._lock:
+            if fd not in self._watched:
+                raise _refusal(f"descriptor {fd} is not watched", "watch it first")
+            self._change(lambda: self._selector.unregister(fd))
+            self._watched.remove(fd)
+        self._apply()
 
     def _change(self, change: Callback) -> None:
+        self._changed.signal()  # seen once the lock is free
+        self._changes.append(change)
+
+    def _apply(self) -> None:
         # The selector belongs to the thread that polls it.
-        with self._lock:
-            self._changes.append(change)
-        self._changed.signal()
+        if threading.current_thread() is self._thread:
+            with self._lock:
+                changes, self._changes = self._changes, []
+            for change in changes:
+                change()
 
     def start(self) -> None:
         """Start the thread."""
@@ -100,11 +142,11 @@ class DeviceLoop:
 
     def stop(self) -> None:
         """Serve what is ready, end the thread and release everything. Harmless if done before."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
+        if self._thread is not None:
             self._stopping = True
             self._changed.signal()
-            thread.join()
+            self._thread.join()
+            self._thread = None
         if not self._changed.closed:
             self._selector.close()
             self._changed.close()
@@ -117,10 +159,7 @@ class DeviceLoop:
     def _poll(self, timeout: float | None) -> None:
         for key, _ in self._selector.select(timeout):
             self._call(key.data)
-        with self._lock:
-            changes, self._changes = self._changes, []
-        for change in changes:
-            self._call(change)
+        self._apply()
 
     def _serve_timers(self) -> float | None:
         """Call what is due; returns the seconds until the next timer."""
@@ -130,7 +169,7 @@ class DeviceLoop:
                     return None
                 left = self._timers[0][0] - self.now()
                 if left > 0:
-                    return left / 1e9
+                    return min(left / 1e9, LONGEST_WAIT)
                 timer = heapq.heappop(self._timers)[2]
             if timer.callback is not None:
                 self._call(timer.callback)
@@ -140,3 +179,16 @@ class DeviceLoop:
             callback()
         except Exception as error:
             self._on_error(error)
+
+
+def _descriptor(source: Any) -> int:
+    try:
+        fd: int = source if isinstance(source, int) else source.fileno()
+        os.fstat(fd)
+    except (AttributeError, OSError, OverflowError, TypeError, ValueError):
+        raise _refusal(f"{source!r} has no open descriptor", "give a descriptor or what has one") from None
+    return fd
+
+
+def _refusal(problem: str, remedy: str) -> InvalidArgument:
+    return InvalidArgument(problem, subject="device loop", argument="source", remedy=remedy)

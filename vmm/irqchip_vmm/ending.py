@@ -1,12 +1,22 @@
-"""How a run ends, and the first cause winning: devices, vCPU threads and the host may all end it at once."""
+"""How a run ends, and the first cause winning: devices, vCPU threads and the host may all end it at once.
+
+And what became of it.
+"""
 
 from __future__ import annotations
 
 import enum
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 from attrs import frozen
+
+from irqchip_vmm.devices.generator import ReportRow
+from irqchip_vmm.interrupts import IrqCount
+
+SIGNAL_SECONDS = 0.5
+"""How long a signal may go unnoticed at most."""
 
 
 class Outcome(enum.Enum):
@@ -45,6 +55,31 @@ class End:
     detail: str = ""
 
 
+@frozen
+class RunResult:
+    """What became of a run.
+
+    Attributes:
+        end: How it ended.
+        seconds: How long it took.
+        interrupts: What each device raised.
+        report: What the guest reported to the interrupt generator; None if nothing.
+        report_error: Why the last report was refused; None if none was.
+        exits: How often the vCPUs left guest code, by kind of exit.
+        unclaimed: Accesses of the guest that no device answered.
+        device_errors: Exceptions of devices that were logged and ignored.
+    """
+
+    end: End
+    seconds: float
+    interrupts: Sequence[IrqCount]
+    report: Sequence[ReportRow] | None
+    report_error: str | None
+    exits: Mapping[str, int]
+    unclaimed: int
+    device_errors: int
+
+
 class Ending:
     """Holds the first `End`.
 
@@ -68,5 +103,15 @@ class Ending:
         self._on_end()
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait for the end; False if `timeout` seconds passed first."""
-        return self._happened.wait(timeout)
+        """Wait for the end; False if `timeout` seconds passed first.
+
+        Python's own signal handlers (Ctrl-C) run only when the main thread comes back from waiting, and the kernel may
+        give a signal to another thread, which does not wake this one. So it never waits long at once.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = SIGNAL_SECONDS if deadline is None else min(SIGNAL_SECONDS, deadline - time.monotonic())
+            if self._happened.wait(max(0.0, left)):
+                return True
+            if left < SIGNAL_SECONDS:
+                return False

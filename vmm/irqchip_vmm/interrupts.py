@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import ClassVar, Generic, TypeVar
 
-from attrs import frozen
+from attrs import evolve, frozen
+from typing_extensions import override
 
 from irqchip_core.chip import IrqChip
 from irqchip_core.errors import IrqChipError
 from irqchip_core.events import IrqEdgeEvent, IrqEventSource, IrqLevelEvent
 from irqchip_core.routes import IrqRoute
+
+_Event = TypeVar("_Event", bound=IrqEdgeEvent | IrqLevelEvent)
 
 
 @frozen
@@ -35,37 +39,67 @@ class IrqCount:
     resampled: int | None
 
 
-class EdgeIrq:
-    """One `trigger` is one pulse of line `gsi`."""
+class DeviceIrq(Generic[_Event]):
+    """What every interrupt of a device has, whatever its kind.
 
-    kind = "edge"
+    Args:
+        chip: The chip.
+        gsi: The number of the interrupt.
+        source: Who raises it.
+        event: Its event, which it closes.
+        register: The chip's method that connects such an event.
+        unregister: The one that disconnects it.
+    """
 
-    def __init__(self, chip: IrqChip, gsi: int, source: IrqEventSource) -> None:
+    kind: ClassVar[str]
+
+    def __init__(
+        self,
+        chip: IrqChip,
+        gsi: int,
+        source: IrqEventSource,
+        event: _Event,
+        register: Callable[[int, _Event, IrqEventSource], object],
+        unregister: Callable[[int, _Event], object],
+    ) -> None:
         self.gsi = gsi
         self.name = source.device_name
         self.raised = 0
+        self.event = event
         self._chip = chip
+        self._unregister = unregister
         self._lock = threading.Lock()
-        self._event = IrqEdgeEvent()
         try:
-            chip.register_edge_irq_event(gsi, self._event, source)
+            register(gsi, event, source)
         except BaseException:
-            self._event.close()
+            event.close()
             raise
 
     def trigger(self) -> None:
         """Raise the interrupt. From any thread."""
         with self._lock:
             self.raised += 1
-        self._event.trigger()
+        self.event.trigger()
 
     def count(self) -> IrqCount:
         return IrqCount(self.name, self.kind, self.gsi, self.raised, None)
 
     def close(self) -> None:
-        """Disconnect it from the chip."""
-        self._chip.unregister_edge_irq_event(self.gsi, self._event)
-        self._event.close()
+        """Disconnect it from the chip. The event is closed even if the chip raises."""
+        try:
+            self._unregister(self.gsi, self.event)
+        finally:
+            self.event.close()
+
+
+class EdgeIrq(DeviceIrq[IrqEdgeEvent]):
+    """One `trigger` is one pulse of line `gsi`."""
+
+    kind = "edge"
+
+    def __init__(self, chip: IrqChip, gsi: int, source: IrqEventSource) -> None:
+        connect, disconnect = chip.register_edge_irq_event, chip.unregister_edge_irq_event
+        super().__init__(chip, gsi, source, IrqEdgeEvent(), connect, disconnect)
 
 
 class MsiIrq(EdgeIrq):
@@ -86,7 +120,7 @@ class MsiIrq(EdgeIrq):
         return True
 
 
-class LevelIrq:
+class LevelIrq(DeviceIrq[IrqLevelEvent]):
     """One `trigger` asserts line `gsi` until the guest ends the interrupt; then `on_resample` is called.
 
     Attributes:
@@ -98,25 +132,10 @@ class LevelIrq:
     kind = "level"
 
     def __init__(self, chip: IrqChip, gsi: int, source: IrqEventSource) -> None:
-        self.gsi = gsi
-        self.name = source.device_name
-        self.raised = 0
         self.resampled = 0
         self.on_resample: Callable[[], object] = lambda: None
-        self._chip = chip
-        self._lock = threading.Lock()
-        self.event = IrqLevelEvent()
-        try:
-            chip.register_level_irq_event(gsi, self.event, source)
-        except BaseException:
-            self.event.close()
-            raise
-
-    def trigger(self) -> None:
-        """Assert the line. From any thread."""
-        with self._lock:
-            self.raised += 1
-        self.event.trigger()
+        connect, disconnect = chip.register_level_irq_event, chip.unregister_level_irq_event
+        super().__init__(chip, gsi, source, IrqLevelEvent(), connect, disconnect)
 
     def resample(self) -> None:
         """The guest has ended the interrupt, and the chip has lowered the line."""
@@ -124,10 +143,6 @@ class LevelIrq:
             self.resampled += 1
             self.on_resample()
 
+    @override
     def count(self) -> IrqCount:
-        return IrqCount(self.name, self.kind, self.gsi, self.raised, self.resampled)
-
-    def close(self) -> None:
-        """Disconnect it from the chip."""
-        self._chip.unregister_level_irq_event(self.gsi, self.event)
-        self.event.close()
+        return evolve(super().count(), resampled=self.resampled)

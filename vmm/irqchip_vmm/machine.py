@@ -14,12 +14,11 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable
 from typing import Self, TypeVar
 
-from attrs import frozen
-
 from irqchip_core.allocator import SystemAllocator
+from irqchip_core.arguments import check_int
 from irqchip_core.bus import Bus, BusDevice
 from irqchip_core.chip import IrqChip, IrqChipCap
 from irqchip_core.errors import Closed, Exhausted, InvalidArgument, IrqChipError, WrongType
@@ -32,10 +31,10 @@ from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_vmm.cpuid import MAX_XAPIC_ID, vcpu_cpuid
 from irqchip_vmm.device_loop import DeviceLoop, Timer
 from irqchip_vmm.devices import debug_exit, generator, i8042, rtc, uart
-from irqchip_vmm.ending import End, Ending, Outcome
-from irqchip_vmm.interrupts import EdgeIrq, IrqCount, LevelIrq, MsiIrq
+from irqchip_vmm.ending import End, Ending, Outcome, RunResult
+from irqchip_vmm.interrupts import EdgeIrq, LevelIrq, MsiIrq
 from irqchip_vmm.loaders.image import Image
-from irqchip_vmm.memory import MAX_SIZE, MIN_SIZE, PAGE, GuestMemory
+from irqchip_vmm.memory import GuestMemory, check_size
 from irqchip_vmm.vcpu_thread import VcpuThread
 
 _log = logging.getLogger(__name__)
@@ -46,31 +45,6 @@ KICK_SECONDS = 0.2
 """How long a kicked vCPU may take before it is kicked again."""
 JOIN_SECONDS = 10.0
 """How long all vCPUs may take to end before `close` gives up on them."""
-
-
-@frozen
-class RunResult:
-    """What became of a run.
-
-    Attributes:
-        end: How it ended.
-        seconds: How long it took.
-        interrupts: What each device raised.
-        report: What the guest reported to the interrupt generator; None if nothing.
-        report_error: Why the last report was refused; None if none was.
-        exits: How often the vCPUs left guest code, by kind of exit.
-        unclaimed: Accesses of the guest that no device answered.
-        device_errors: Exceptions of devices that were logged and ignored.
-    """
-
-    end: End
-    seconds: float
-    interrupts: Sequence[IrqCount]
-    report: Sequence[generator.ReportRow] | None
-    report_error: str | None
-    exits: Mapping[str, int]
-    unclaimed: int
-    device_errors: int
 
 
 class Machine:
@@ -84,6 +58,8 @@ class Machine:
         vcpu_count: 1 to 254; APIC ids are 0 and up.
         require: What the chip must be able to do.
         console: Takes each byte the guest sends on COM1, on a vCPU's thread.
+        on_end: Called once, on the thread that ends the run or closes the machine without one. If the console or a
+            device has to wait for something else, let it return now.
 
     Raises:
         InvalidArgument: A size or count out of range.
@@ -100,9 +76,10 @@ class Machine:
         vcpu_count: int = 1,
         require: Collection[IrqChipCap] = (),
         console: Callable[[bytes], object] = lambda data: None,
+        on_end: Callable[[], object] = lambda: None,
     ) -> None:
-        _check_range("memory_size", memory_size, MIN_SIZE, MAX_SIZE, PAGE)
-        _check_range("vcpu_count", vcpu_count, 1, MAX_VCPUS, 1)
+        check_size(memory_size)
+        check_int(vcpu_count, 1, MAX_VCPUS, subject="Machine", argument="vcpu_count")
         if isinstance(chip, IrqChip) and (hypervisor is None or isinstance(hypervisor, str)):
             raise WrongType(
                 "a chip that is made already comes with its VM",
@@ -112,7 +89,8 @@ class Machine:
             )
         self.vcpu_count = vcpu_count
         self._vcpu_threads: list[VcpuThread] = []
-        self._ending = Ending(self._kick)
+        self._ending = Ending(self._ended)
+        self._on_end = on_end
         self._started = False
         self._cleanup: list[Callable[[], object]] = []  # what was made, to be undone in reverse
         try:
@@ -184,10 +162,10 @@ class Machine:
                 remedy="give one of port and mmio",
             )
         if port is not None:
-            _check_range("port", port, 0, 0x10000 - length, 1)
+            check_int(port, 0, 0x10000 - length, subject="Machine", argument="port")
             self.io_bus.insert(device, port, length)
         elif mmio is not None:
-            _check_range("mmio", mmio, self.memory.size, (1 << 52) - length, 1)
+            check_int(mmio, self.memory.size, (1 << 52) - length, subject="Machine", argument="mmio")
             self.mmio_bus.insert(device, mmio, length)
 
     def edge_irq(
@@ -227,11 +205,16 @@ class Machine:
         return irq
 
     def watch(self, source: object, callback: Callable[[], object]) -> None:
-        """Call `callback` on the devices' thread whenever `source` (a descriptor, or what has one) is readable."""
+        """Call `callback` on the devices' thread whenever `source` (a descriptor, or what has one) is readable.
+
+        Raises:
+            InvalidArgument: `source` is not open, or is watched already.
+            Closed: The run is over.
+        """
         self._loop.watch(source, callback)
 
     def unwatch(self, source: object) -> None:
-        """Undo `watch`."""
+        """Undo `watch`, before `source` is closed. Raises as `watch` does, for what is not watched."""
         self._loop.unwatch(source)
 
     def call_later(self, nanoseconds: int, callback: Callable[[], object]) -> Timer:
@@ -245,7 +228,10 @@ class Machine:
 
         Raises:
             InvalidArgument: It does not fit into memory.
+            Closed: The machine is closed.
         """
+        if not self._cleanup:
+            raise Closed("the machine is closed", subject="Machine", remedy="make another one")
         image.write_to(self.memory)
         self._image = image
 
@@ -253,16 +239,23 @@ class Machine:
         """Run the guest to its end. Once for each machine.
 
         Args:
-            timeout: Seconds to wait for the end at most.
+            timeout: Seconds to wait for the end at most, 0 to `threading.TIMEOUT_MAX`; None waits for ever.
 
         Returns:
             What became of it; failures of vCPUs and devices included.
 
         Raises:
-            InvalidArgument: No guest was loaded.
+            InvalidArgument: No guest was loaded, or the timeout is out of range.
             Closed: The machine has run already, or is closed.
             IrqChipError: The machine cannot start, or a vCPU does not end when it is told to.
         """
+        if timeout is not None and not 0 <= timeout <= threading.TIMEOUT_MAX:
+            raise InvalidArgument(
+                f"{timeout} is not a time to wait",
+                subject="Machine",
+                argument="timeout",
+                remedy=f"give 0 to {threading.TIMEOUT_MAX:.0f} seconds, or None",
+            )
         if self._image is None:
             raise InvalidArgument("there is no guest to run", subject="Machine", remedy="load one first")
         if self._started or not self._cleanup:
@@ -324,6 +317,10 @@ class Machine:
         _log.error("a device failed", exc_info=error)
         self._ending.finish(Outcome.ERROR, detail=f"a device failed: {type(error).__name__}: {error}")
 
+    def _ended(self) -> None:
+        self._kick()
+        self._on_end()
+
     def _kick(self) -> None:
         for thread in self._vcpu_threads:
             thread.kick()
@@ -344,7 +341,7 @@ class Machine:
                 raise IrqChipError(
                     f"{names} did not end within {JOIN_SECONDS:g} seconds",
                     subject="Machine",
-                    remedy="see that the console callback and devices return",
+                    remedy="see that the console and devices return; on_end says when",
                 )
             self._kick()
 
@@ -366,26 +363,18 @@ class Machine:
     # --- Closing ---
 
     def _close_irqs(self) -> None:
-        for irq in self.irqs:
-            irq.close()
-        self.irqs.clear()
+        irqs, self.irqs = self.irqs, []
+        _do_all(irq.close for irq in irqs)
 
     def close(self) -> None:
         """End the run, if one is under way, and release everything. Closing twice is harmless.
 
         Raises:
-            IrqChipError: A vCPU does not end; all else is released.
+            IrqChipError: A vCPU does not end, or the VM was closed before; all else is released.
         """
         self._ending.finish(Outcome.STOPPED)
-        first_error: Exception | None = None
-        for undo in [self._join, *reversed(self._cleanup)]:
-            try:
-                undo()
-            except Exception as error:
-                first_error = first_error or error
-        self._cleanup.clear()
-        if first_error is not None:
-            raise first_error
+        cleanup, self._cleanup = self._cleanup, []
+        _do_all([self._join, *reversed(cleanup)])
 
     def __enter__(self) -> Self:
         return self
@@ -394,12 +383,13 @@ class Machine:
         self.close()
 
 
-def _check_range(argument: str, value: int, lowest: int, highest: int, multiple: int) -> None:
-    if not lowest <= value <= highest or value % multiple:
-        of = f", a multiple of {multiple}" if multiple > 1 else ""
-        raise InvalidArgument(
-            f"{value:#x} is out of range",
-            subject="Machine",
-            argument=argument,
-            remedy=f"give {lowest:#x} to {highest:#x}{of}",
-        )
+def _do_all(steps: Iterable[Callable[[], object]]) -> None:
+    """Take all steps, whichever fail; raises the first error."""
+    first_error: Exception | None = None
+    for step in steps:
+        try:
+            step()
+        except Exception as error:
+            first_error = first_error or error
+    if first_error is not None:
+        raise first_error

@@ -15,6 +15,17 @@ MAX_SIZE = 3 << 30
 """Above are the devices: interrupt generator, IOAPIC, local APICs."""
 
 
+def check_size(size: int) -> None:
+    """Raise `InvalidArgument` unless a machine can have `size` bytes of memory."""
+    if not MIN_SIZE <= size <= MAX_SIZE or size % PAGE:
+        raise InvalidArgument(
+            f"a machine cannot have {size:#x} bytes",
+            subject="guest memory",
+            argument="memory_size",
+            remedy=f"give {MIN_SIZE >> 20} MiB to {MAX_SIZE >> 20} MiB, a multiple of {PAGE} bytes",
+        )
+
+
 class GuestMemory:
     """RAM from address 0.
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
+import sys
 import threading
+from collections.abc import Callable
 
 from irqchip_core.chip import IrqChipCap
 from irqchip_core.hookspecs import hookimpl
+from irqchip_vmm.memory import MAX_SIZE
 
 DEFAULT_MEMORY_MIB = 16
 DEFAULT_TIMEOUT = 60.0
@@ -30,7 +34,7 @@ def irqchip_subcommand(subparsers: argparse._SubParsersAction[argparse.ArgumentP
     parser.add_argument(
         "--memory",
         metavar="MIB",
-        type=_count,
+        type=_mebibytes,
         default=DEFAULT_MEMORY_MIB,
         help=f"guest memory in MiB (default: {DEFAULT_MEMORY_MIB})",
     )
@@ -60,14 +64,22 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
-    return value
+    return int(_checked(text, int, 1, sys.maxsize, "a whole number above 0"))
+
+
+def _mebibytes(text: str) -> int:
+    return int(_checked(text, int, 1, MAX_SIZE >> 20, f"a whole number from 1 to {MAX_SIZE >> 20}"))
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= threading.TIMEOUT_MAX:
-        raise argparse.ArgumentTypeError(f"{text} is not a time above 0")
+    return _checked(text, float, math.ulp(0), threading.TIMEOUT_MAX, "a time above 0")
+
+
+def _checked(text: str, kind: Callable[[str], float], lowest: float, highest: float, what: str) -> float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not lowest <= value <= highest:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return value

@@ -14,8 +14,8 @@ from attrs import asdict, field, frozen
 from irqchip_core.cli import format_table
 from irqchip_vmm import guest
 from irqchip_vmm.devices.generator import ReportRow
+from irqchip_vmm.ending import RunResult
 from irqchip_vmm.interrupts import IrqCount
-from irqchip_vmm.machine import RunResult
 
 
 @frozen

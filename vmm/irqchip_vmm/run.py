@@ -6,22 +6,25 @@ import argparse
 import json
 import os
 import sys
-from typing import BinaryIO
 
 from irqchip_core.chip import IrqChipCap
 from irqchip_core.errors import InvalidArgument
+from irqchip_core.events import Event
 from irqchip_vmm import report
-from irqchip_vmm.ending import Outcome
+from irqchip_vmm.ending import Outcome, RunResult
 from irqchip_vmm.guest import NAME, demonstration_guest
 from irqchip_vmm.loaders import load_file
-from irqchip_vmm.machine import Machine, RunResult
+from irqchip_vmm.machine import Machine
+from irqchip_vmm.output import Output
 from irqchip_vmm.plugin import DEFAULT_TIMEOUT
 
 STATUS_FAILED, STATUS_TIMEOUT, STATUS_INTERRUPTED = 1, 124, 130
-READ_SIZE = 4096
-MAX_BACKLOG = 16 << 10
+READ_SIZE = 1024
+MAX_BACKLOG = 4096
 """Bytes of input to hold for a guest that does not read."""
 RETRY_NS = 50_000_000
+REPORT_SECONDS = 1.0
+"""How long a reader that has held up the run beyond its time may hold up the report."""
 
 _OUTCOME_STATUS = {
     Outcome.RESET: 0,
@@ -49,22 +52,27 @@ def _run(args: argparse.Namespace) -> int:
     else:
         image = load_file(args.guest, memory_size=memory_size, command_line=args.append)
     timeout = args.timeout or (DEFAULT_TIMEOUT if args.guest is None else None)
-    console = _Console(sys.stderr.buffer if args.json else sys.stdout.buffer)
-    with Machine(
-        hypervisor=args.hypervisor,
-        chip=args.chip,
-        memory_size=memory_size,
-        vcpu_count=args.vcpus,
-        require={IrqChipCap(name) for name in args.require},
-        console=console.write,
-    ) as machine:
+    out, err = Output(sys.stdout), Output(sys.stderr)
+    console = err if args.json else out
+    with (
+        Event() as ended,
+        Machine(
+            hypervisor=args.hypervisor,
+            chip=args.chip,
+            memory_size=memory_size,
+            vcpu_count=args.vcpus,
+            require={IrqChipCap(name) for name in args.require},
+            console=lambda data: console.write(data, until=ended),
+            on_end=ended.signal,
+        ) as machine,
+    ):
         machine.load(image)
-        print(_choice(args, machine), file=sys.stderr, flush=True)
+        err.print(_choice(args, machine))
         if args.guest is not None:
             _Input(machine).start()
         result = machine.run(timeout)
         problems = _problems(args, machine, result)
-        _show(args, machine, result, problems)
+        _show(args, machine, result, problems, out, err)
     return _status(args, result, problems)
 
 
@@ -93,7 +101,9 @@ def _problems(args: argparse.Namespace, machine: Machine, result: RunResult) -> 
     return problems
 
 
-def _show(args: argparse.Namespace, machine: Machine, result: RunResult, problems: list[str]) -> None:
+def _show(
+    args: argparse.Namespace, machine: Machine, result: RunResult, problems: list[str], out: Output, err: Output
+) -> None:
     if args.json:
         data = report.as_json(
             result,
@@ -102,13 +112,17 @@ def _show(args: argparse.Namespace, machine: Machine, result: RunResult, problem
             vcpu_count=machine.vcpu_count,
             problems=problems,
         )
-        print(json.dumps(data, indent=2))
-        return
-    print(f"\n{report.table(report.totals(result, machine.vcpu_count), machine.vcpu_count)}", flush=True)
-    for problem in problems:
-        print(f"irqchip: {problem}", file=sys.stderr)
-    if args.guest is None and not problems:
-        print("Every interrupt was taken exactly as often as it was raised.")
+        text = json.dumps(data, indent=2)
+    else:
+        text = f"\n{report.table(report.totals(result, machine.vcpu_count), machine.vcpu_count)}"
+        if args.guest is None and not problems:
+            text += "\nEvery interrupt was taken exactly as often as it was raised."
+    patience = REPORT_SECONDS if result.end.outcome is Outcome.TIMEOUT else None
+    if not out.print(text, timeout=patience) and not out.gone:
+        err.print(f"irqchip: nobody reads standard output, so this comes here:\n{text}", timeout=patience)
+    if not args.json:
+        for problem in problems:
+            err.print(f"irqchip: {problem}", timeout=patience)
 
 
 def _status(args: argparse.Namespace, result: RunResult, problems: list[str]) -> int:
@@ -120,21 +134,6 @@ def _status(args: argparse.Namespace, result: RunResult, problems: list[str]) ->
     if outcome is Outcome.EXIT and result.end.status is not None:
         return result.end.status & 0xFF  # all that a process can give
     return _OUTCOME_STATUS.get(outcome, STATUS_FAILED)
-
-
-class _Console:
-    """Writes what the guest sends, until nobody listens any more."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream: BinaryIO | None = stream
-
-    def write(self, data: bytes) -> None:
-        if self._stream is not None:
-            try:
-                self._stream.write(data)
-                self._stream.flush()
-            except OSError:
-                self._stream = None
 
 
 class _Input:

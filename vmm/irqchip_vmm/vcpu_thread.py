@@ -165,7 +165,8 @@ class VcpuThread(threading.Thread):
         self._chip.broadcast_eoi(vm_exit.vector)
 
     def _shutdown(self, vm_exit: Exit) -> None:
-        self._ending.finish(Outcome.TRIPLE_FAULT, vcpu_id=self.vcpu_id, detail=f"vCPU {self.vcpu_id}{self._where()}")
+        # Where it happened is not known: SVM leaves the guest's state undefined (AMD APM volume 2, 15.14.3).
+        self._ending.finish(Outcome.TRIPLE_FAULT, vcpu_id=self.vcpu_id, detail=f"vCPU {self.vcpu_id}")
 
     def _system_event(self, vm_exit: Exit) -> None:
         assert isinstance(vm_exit, SystemEventExit)

@@ -39,10 +39,17 @@ class Kvm:
 
     def _check(self, path: str) -> None:
         version = self._handle.try_call(abi.KVM_GET_API_VERSION)
-        if version != abi.API_VERSION:
-            found = "no KVM at all" if version < 0 else f"version {version}"
+        if version < 0:
             raise Unsupported(
-                f"{found}, not version {abi.API_VERSION}", subject=path, remedy="use Linux 4.12 or later on x86-64"
+                "it is not a KVM device",
+                subject=path,
+                remedy=f"put the host's {KVM_PATH} there (docker run --device {KVM_PATH})",
+            )
+        if version != abi.API_VERSION:
+            raise Unsupported(
+                f"version {version}, not version {abi.API_VERSION}",
+                subject=path,
+                remedy="use Linux 4.12 or later on x86-64",
             )
         for cap in _REQUIRED:
             if not self.check_extension(cap):

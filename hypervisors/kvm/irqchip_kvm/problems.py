@@ -1,7 +1,7 @@
 """What a failed call means: from (call, errno) to an error that says what is wrong and what helps.
 
-A table; who called what on which object is filled in by `failure`. A pair that is not in it becomes a
-plain `HypervisorError` with the system's own text.
+Two tables; who called what on which object is filled in by `failure`. What is in neither becomes a plain
+`HypervisorError` with the system's own text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ _ONE_CHIP = "a VM has one chip, kernel or split; use the one that is there"
 _NEED_CHIP = "create the chip in the kernel first (create_irqchip)"
 _NEED_LAPIC = "create the chip first (create_irqchip or enable_split_irqchip)"
 
-_PROBLEMS: dict[tuple[str, int], tuple[_KIND | None, str, str]] = {
+_PROBLEM = tuple[_KIND | None, str, str]
+
+_PROBLEMS: dict[tuple[str, int], _PROBLEM] = {
     ("open", e.EACCES): (None, "permission denied", "add yourself to group kvm (usermod -aG kvm USER, log in again)"),
     ("open", e.EPERM): (None, "permission denied", "allow the device in the container (docker run --device /dev/kvm)"),
     ("open", e.ENOENT): (
@@ -26,6 +28,7 @@ _PROBLEMS: dict[tuple[str, int], tuple[_KIND | None, str, str]] = {
     ),
     ("open", e.ENODEV): (None, "no hypervisor behind it", "load kvm_intel or kvm_amd"),
     ("open", e.ENXIO): (None, "no hypervisor behind it", "load kvm_intel or kvm_amd"),
+    ("open", e.EISDIR): (None, "it is a directory", "put the device there (docker run --device /dev/kvm)"),
     ("mmap", e.ENOMEM): (None, "not enough memory", "use less guest memory or raise RLIMIT_AS"),
     ("KVM_CREATE_VM", e.ENOMEM): (None, "not enough memory", "close other VMs"),
     ("KVM_CREATE_VM", e.EBUSY): (None, "the processor's virtualization is in use", "stop the other hypervisor"),
@@ -47,6 +50,9 @@ _PROBLEMS: dict[tuple[str, int], tuple[_KIND | None, str, str]] = {
         None, "the VM has a chip or a vCPU already", f"{_BEFORE_VCPU}, and only one",
     ),
     ("KVM_CAP_SPLIT_IRQCHIP", e.EINVAL): (None, "the kernel refuses this number of pins", "use 24; 4096 is the most"),
+    ("KVM_ENABLE_CAP", e.EINVAL): (
+        None, "the kernel cannot enable this, or not with these arguments", "ask check_extension first",
+    ),
     ("KVM_IRQFD", e.EBUSY): (
         EventInUse, "the trigger is connected already, on this GSI or another", "deassign it first, or use a new event",
     ),
@@ -60,8 +66,9 @@ _PROBLEMS: dict[tuple[str, int], tuple[_KIND | None, str, str]] = {
     ),
     ("KVM_IOEVENTFD", e.EBADF): (Closed, "the descriptor is closed", "keep the event open until it is registered"),
     ("KVM_IOEVENTFD", e.EINVAL): (
-        InvalidArgument, "not an eventfd, or the address wraps around, or a length that is not 0, 1, 2, 4 or 8",
-        "give an eventfd and a valid range",
+        InvalidArgument,
+        "not an eventfd, the address wraps around, a length that is not 0, 1, 2, 4 or 8, or a datamatch without one",
+        "give an eventfd and a valid range, and a length of 1, 2, 4 or 8 with datamatch",
     ),
     ("KVM_IOEVENTFD", e.ENOENT): (InvalidArgument, "no such event is assigned", "deassign as it was assigned"),
     ("KVM_IOEVENTFD", e.ENOSPC): (None, "the kernel's bus is full", "use fewer ioeventfds (1000 a bus)"),
@@ -99,13 +106,19 @@ _PROBLEMS: dict[tuple[str, int], tuple[_KIND | None, str, str]] = {
     ("KVM_RUN", e.EFAULT): (
         None, "the guest uses an address that has no host memory behind it", "map memory there with map_memory",
     ),
-    ("KVM_RUN", e.EIO): (None, "the VM belongs to another process", "create VM and vCPUs after fork"),
 }  # fmt: skip
+
+_OF_ANY_CALL: dict[int, _PROBLEM] = {
+    e.EIO: (None, "the VM belongs to the process that made it", "create VM and vCPUs after fork"),
+}
 
 
 def failure(call: str, errno: int, subject: str) -> IrqChipError:
     """The error for `call` on `subject` having failed with `errno`."""
-    kind, problem, remedy = _PROBLEMS.get((call, errno), (None, os.strerror(errno), ""))
+    unknown = _OF_ANY_CALL.get(errno, (None, os.strerror(errno), ""))
+    if call.startswith("KVM_CAP_"):  # a capability of which there is nothing more to say
+        unknown = _PROBLEMS.get(("KVM_ENABLE_CAP", errno), unknown)
+    kind, problem, remedy = _PROBLEMS.get((call, errno), unknown)
     problem = f"{problem} ({e.errorcode.get(errno, errno)})"
     if kind is not None:
         return kind(problem, subject=subject, argument=call, remedy=remedy)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
+from irqchip_core.arguments import check_int, check_type
 from irqchip_core.chip import MPState
 from irqchip_core.errors import Closed, HypervisorError, InvalidArgument
 from irqchip_core.exits import Exit, UnknownExit
@@ -54,6 +55,8 @@ class KvmVcpu:
         self._run = handle.map(run_size)
         self._run_words = self._run[: abi.RUN_EXIT].cast("I")
         self._this_thread = this_thread()
+        self._kicked = False  # whether immediate_exit is a kick's
+        self._completing = False
         self._running = threading.Lock()
         self._runner = 0  # native id of the thread inside run(), or 0
 
@@ -61,6 +64,11 @@ class KvmVcpu:
     def id(self) -> int:
         """Number of the vCPU, from 0; also its initial APIC id."""
         return self._id
+
+    @property
+    def vm(self) -> KvmVm:
+        """The VM it is a part of."""
+        return self._vm
 
     @property
     def closed(self) -> bool:
@@ -94,7 +102,9 @@ class KvmVcpu:
                 decoder = _decoder(reason)
                 return UnknownExit(reason) if decoder is None else decoder(self._run)
             if result == -errno.EINTR:
-                self._run[abi.RUN_IMMEDIATE_EXIT] = 0  # only here, so that no kick is lost
+                if not self._completing:
+                    self._kicked = False
+                    self._run[abi.RUN_IMMEDIATE_EXIT] = 0  # only when it has had its effect, so that no kick is lost
                 return INTERRUPTED
             if result == -errno.EAGAIN:  # a start-up IPI has just made this vCPU runnable
                 return INTERRUPTED
@@ -102,12 +112,41 @@ class KvmVcpu:
         finally:
             self._runner = 0
             self._running.release()
+            if self._handle.closed:  # close() may have given up waiting for us
+                self._vm.forget_vcpu(self)
+
+    def complete_io(self) -> Exit:
+        """Finish the access of the last exit, and execute no further instruction. Then state may be read.
+
+        KVM stores what IN, a load or RDMSR gives, and on AMD steps over OUT, only when KVM_RUN is entered again (KVM
+        API, "The kvm_run structure", note on KVM_EXIT_IO, _MMIO and the MSR exits). So a guest whose registers are
+        saved at such an exit would repeat the access where they are restored. A kick stays for the next `run`.
+
+        Returns:
+            `InterruptedExit` when the access is complete. Otherwise the exit of its next part, as of MMIO across two
+            pages: serve it like one of `run`, and call this again.
+
+        Raises:
+            HypervisorError, Closed: As `run`.
+        """
+        if self._runner:
+            raise self._busy(_KVM_RUN)
+        self._completing = True
+        self._run[abi.RUN_IMMEDIATE_EXIT] = 1  # KVM looks at it after it has finished the access
+        try:
+            return self.run()
+        finally:
+            self._completing = False
+            self._run[abi.RUN_IMMEDIATE_EXIT] = 0
+            if self._kicked:  # a kick between these two lines sets immediate_exit itself
+                self._run[abi.RUN_IMMEDIATE_EXIT] = 1
 
     def kick(self) -> None:
         """Make the current or else the next `run` return `InterruptedExit` soon. From any thread.
 
         Kicks before that return merge. Harmless on a closed vCPU.
         """
+        self._kicked = True  # before immediate_exit: see complete_io()
         self._run[abi.RUN_IMMEDIATE_EXIT] = 1  # before the look at _runner: see run()
         if runner := self._runner:
             self._this_thread.kick_signal.send(runner)
@@ -172,8 +211,7 @@ class KvmVcpu:
 
     @cr8.setter
     def cr8(self, value: int) -> None:
-        if not 0 <= value <= 15:
-            raise InvalidArgument(f"{value} is not from 0 to 15", subject=self._handle.subject, argument="cr8")
+        check_int(value, 0, 15, subject=self._handle.subject, argument="cr8")
         self._run_words[abi.RUN_CR8 // 4] = value
 
     @property
@@ -199,8 +237,7 @@ class KvmVcpu:
         reason = self._run_words[_EXIT_REASON_WORD]
         if reason not in (abi.ExitReason.X86_RDMSR, abi.ExitReason.X86_WRMSR):
             raise InvalidArgument("the last exit was no MSR access", subject=self._handle.subject)
-        if not 0 <= value < 1 << 64:
-            raise InvalidArgument(f"{value:#x} is not of 64 bits", subject=self._handle.subject, argument="value")
+        check_int(value, 0, (1 << 64) - 1, subject=self._handle.subject, argument="value")
         self._run[abi.RUN_MSR_ERROR] = 1 if fault else 0
         if reason == abi.ExitReason.X86_RDMSR:
             abi.RUN_U64.pack_into(self._run, abi.RUN_MSR_DATA, value)
@@ -217,8 +254,7 @@ class KvmVcpu:
             InvalidArgument: `vector` is out of range.
             HypervisorError: EAGAIN: not ready. EEXIST: one is queued (split). ENXIO: the kernel has the chip.
         """
-        if not 0 <= vector <= 255:
-            raise InvalidArgument(f"{vector} is not from 0 to 255", subject=self._handle.subject, argument="vector")
+        check_int(vector, 0, 255, subject=self._handle.subject, argument="vector")
         if not self.ready_for_interrupt():
             raise failure(abi.KVM_INTERRUPT.name, errno.EAGAIN, self._handle.subject)
         self._call(abi.KVM_INTERRUPT, abi.INTERRUPT.pack(vector))
@@ -303,4 +339,5 @@ class KvmVcpu:
 
     def set_mp_state(self, state: MPState) -> None:
         """Set it. Raises `InvalidArgument` for STOPPED, and without a local APIC for all but RUNNABLE."""
-        self._call(abi.KVM_SET_MP_STATE, abi.MP_STATE.pack(state))
+        check_type(state, int, subject=self._handle.subject, argument="state")
+        self._call(abi.KVM_SET_MP_STATE, records.pack(abi.MP_STATE, "state", state))

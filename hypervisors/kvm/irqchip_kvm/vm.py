@@ -6,10 +6,12 @@ built on it.
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterable, Sequence
 from typing import Self
 
+from irqchip_core.arguments import check_int, check_type
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.events import Event
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute
@@ -25,14 +27,17 @@ from irqchip_kvm.vcpu import KvmVcpu
 
 PAGE_SIZE = 4096
 
+_SUBJECT = "KVM VM"
+_PICS = (PicSelect.PRIMARY, PicSelect.SECONDARY)  # IRQCHIP_PIC_MASTER and _SLAVE; the next is the IOAPIC
+_U32 = (1 << 32) - 1
+_U64 = (1 << 64) - 1
+
 IDENTITY_MAP_ADDRESS = 0xFFFBC000
 """Where KVM on Intel puts a page it needs to run real-mode code (KVM_SET_IDENTITY_MAP_ADDR)."""
 TSS_ADDRESS = 0xFFFBD000
 """Likewise three pages (KVM_SET_TSS_ADDR). There, no guest memory can be mapped over these four."""
 
 X2APIC_MSRS = range(0x800, 0x900)
-
-_EPERM = 1
 
 
 class KvmVm:
@@ -48,6 +53,7 @@ class KvmVm:
         self._handle = handle
         self._run_size = run_size
         self._cpuid = list(cpuid)
+        self._has_irqchip = False
         self._lock = threading.Lock()  # of the two below
         self._regions: dict[int, tuple[int, memoryview]] = {}  # by guest address: slot, host memory
         self._vcpus: list[KvmVcpu] = []
@@ -72,8 +78,11 @@ class KvmVm:
             vcpu.close()
         self._handle.close()
         with self._lock:
-            if not self._vcpus:  # else a vCPU still runs, and through it this VM, and with that the memory, lives
-                self._regions.clear()
+            self._release_memory()
+
+    def _release_memory(self) -> None:
+        if self.closed and not self._vcpus:  # else a vCPU still runs, and comes to forget_vcpu when it is done
+            self._regions.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -109,7 +118,7 @@ class KvmVm:
     def enable_cap(self, cap: Cap | int, *args: int) -> None:
         """Switch a capability on for this VM (KVM_ENABLE_CAP), with up to 4 arguments of 64 bits."""
         if len(args) > 4:
-            raise InvalidArgument(f"{len(args)} arguments are more than 4", subject="KVM VM", argument="args")
+            raise InvalidArgument(f"{len(args)} arguments are more than 4", subject=_SUBJECT, argument="args")
         data = pack(abi.ENABLE_CAP, "args", int(cap), 0, *args, *[0] * (4 - len(args)))
         result = self._handle.try_call(abi.KVM_ENABLE_CAP, data)
         if result < 0:
@@ -135,15 +144,17 @@ class KvmVm:
             size: Bytes, a multiple of 4096. Host memory is taken as it is touched.
 
         Raises:
-            InvalidArgument: Not such multiples, or the range overlaps another or, on Intel, the pages at
-                `IDENTITY_MAP_ADDRESS`.
+            InvalidArgument: Not such multiples, or beyond 64 bits, or the range overlaps another or, on Intel, the
+                pages at `IDENTITY_MAP_ADDRESS`.
         """
-        if guest_address < 0 or guest_address % PAGE_SIZE or size <= 0 or size % PAGE_SIZE:
+        check_int(guest_address, 0, _U64, subject=_SUBJECT, argument="guest_address")
+        check_int(size, PAGE_SIZE, (1 << 64) - guest_address, subject=_SUBJECT, argument="size")
+        if guest_address % PAGE_SIZE or size % PAGE_SIZE:
             raise InvalidArgument(
                 f"[{guest_address:#x}, {guest_address + size:#x}) does not consist of pages",
-                subject="KVM VM",
+                subject=_SUBJECT,
                 argument="guest_address, size",
-                remedy=f"use multiples of {PAGE_SIZE}, and a size above 0",
+                remedy=f"use multiples of {PAGE_SIZE}",
             )
         with self._lock:
             taken = {slot for slot, _ in self._regions.values()}
@@ -159,10 +170,11 @@ class KvmVm:
         Raises:
             InvalidArgument: No memory was mapped at that address.
         """
+        check_type(guest_address, int, subject=_SUBJECT, argument="guest_address")
         with self._lock:
             if guest_address not in self._regions:
                 raise InvalidArgument(
-                    f"no memory is mapped at {guest_address:#x}", subject="KVM VM", argument="guest_address"
+                    f"no memory is mapped at {guest_address:#x}", subject=_SUBJECT, argument="guest_address"
                 )
             self._set_region(self._regions[guest_address][0], guest_address, 0, 0)
             del self._regions[guest_address]
@@ -177,8 +189,7 @@ class KvmVm:
         Args:
             vcpu_id: From 0; below `max_vcpu_id`.
         """
-        if not 0 <= vcpu_id < 1 << 32:
-            raise InvalidArgument(f"{vcpu_id} is no vCPU number", subject="KVM VM", argument="vcpu_id")
+        check_int(vcpu_id, 0, _U32, subject=_SUBJECT, argument="vcpu_id")
         with self._lock:
             handle = Handle(self._call(abi.KVM_CREATE_VCPU, vcpu_id), f"KVM vCPU {vcpu_id}")
             vcpu = KvmVcpu(self, handle, vcpu_id, self._run_size)
@@ -190,12 +201,14 @@ class KvmVm:
         with self._lock:
             if vcpu in self._vcpus:
                 self._vcpus.remove(vcpu)
+                self._release_memory()
 
     # --- chips
 
     def create_irqchip(self) -> None:
         """Put PICs, IOAPIC and local APICs into the kernel, with a PC's default routes (KVM_CREATE_IRQCHIP)."""
         self._call(abi.KVM_CREATE_IRQCHIP)
+        self._has_irqchip = True
 
     def create_pit2(self, flags: int = 0) -> None:
         """Put the PIT into the kernel too (KVM_CREATE_PIT2).
@@ -203,6 +216,8 @@ class KvmVm:
         Args:
             flags: KVM_PIT_*; 1 makes the kernel answer port 0x61.
         """
+        if not self._has_irqchip and not self.closed:  # Linux 6.1 would make a PIT whose interrupts go nowhere
+            raise failure(abi.KVM_CREATE_PIT2.name, errno.ENOENT, self._handle.subject)
         self._call(abi.KVM_CREATE_PIT2, pack(abi.PIT_CONFIG, "flags", flags))
 
     def enable_split_irqchip(self, pins: int = IOAPIC_PINS) -> None:
@@ -214,9 +229,11 @@ class KvmVm:
         self.enable_cap(Cap.SPLIT_IRQCHIP, pins)
 
     def get_pic_state(self, select: PicSelect) -> PicState:
+        check_int(select, *_PICS, subject=_SUBJECT, argument="select")
         return kvm_layout.pic_from_kvm(self._get_irqchip(select))
 
     def set_pic_state(self, select: PicSelect, state: PicState) -> None:
+        check_int(select, *_PICS, subject=_SUBJECT, argument="select")
         self._call(abi.KVM_SET_IRQCHIP, abi.IRQCHIP.pack(select, kvm_layout.pic_to_kvm(state)))
 
     def get_ioapic_state(self) -> IoapicState:
@@ -264,17 +281,20 @@ class KvmVm:
             Closed: An event is closed.
             InvalidArgument: There is no chip in the kernel, or none that knows resample events.
         """
+        check_type(resample, (Event, type(None)), subject=_SUBJECT, argument="resample")
         if resample is None:
-            self._irqfd(gsi, trigger.fileno(), 0, 0)
+            self._irqfd(gsi, trigger, 0, 0)
         else:
-            self._irqfd(gsi, trigger.fileno(), abi.IRQFD_FLAG_RESAMPLE, resample.fileno())
+            self._irqfd(gsi, trigger, abi.IRQFD_FLAG_RESAMPLE, resample.fileno())
 
     def deassign_irqfd(self, gsi: int, trigger: Event) -> None:
         """Undo `assign_irqfd` of this event, or a clone of it, on `gsi`; harmless if there is none."""
-        self._irqfd(gsi, trigger.fileno(), abi.IRQFD_FLAG_DEASSIGN, 0)
+        self._irqfd(gsi, trigger, abi.IRQFD_FLAG_DEASSIGN, 0)
 
-    def _irqfd(self, gsi: int, fd: int, flags: int, resample_fd: int) -> None:
-        self._call(abi.KVM_IRQFD, pack(abi.IRQFD, "gsi", fd, gsi, flags, resample_fd))
+    def _irqfd(self, gsi: int, trigger: Event, flags: int, resample_fd: int) -> None:
+        check_int(gsi, 0, _U32, subject=_SUBJECT, argument="gsi")
+        check_type(trigger, Event, subject=_SUBJECT, argument="trigger")
+        self._call(abi.KVM_IRQFD, abi.IRQFD.pack(trigger.fileno(), gsi, flags, resample_fd))
 
     def assign_ioeventfd(
         self, event: Event, address: int, length: int = 0, *, port: bool = False, datamatch: int | None = None
@@ -324,9 +344,11 @@ class KvmVm:
         Returns:
             Whether a local APIC took it. A destination that nobody has is no error.
         """
-        message = pack(abi.MSI, "address, data", address & 0xFFFFFFFF, address >> 32, data, 0, 0)
+        check_int(address, 0, _U64, subject=_SUBJECT, argument="address")
+        check_int(data, 0, _U32, subject=_SUBJECT, argument="data")
+        message = abi.MSI.pack(address & 0xFFFFFFFF, address >> 32, data, 0, 0)
         result = self._handle.try_call(abi.KVM_SIGNAL_MSI, message)
-        if result == -_EPERM:  # the kernel's -1 for "no destination", which only looks like an errno
+        if result == -errno.EPERM:  # the kernel's -1 for "no destination", which only looks like an errno
             return False
         if result < 0:
             raise failure(abi.KVM_SIGNAL_MSI.name, -result, self._handle.subject)
@@ -334,7 +356,8 @@ class KvmVm:
 
     def irq_line(self, gsi: int, level: bool) -> None:
         """Set the level of a line (KVM_IRQ_LINE). A line without a route is ignored."""
-        self._call(abi.KVM_IRQ_LINE, pack(abi.IRQ_LEVEL, "gsi", gsi, 1 if level else 0))
+        check_int(gsi, 0, _U32, subject=_SUBJECT, argument="gsi")
+        self._call(abi.KVM_IRQ_LINE, abi.IRQ_LEVEL.pack(gsi, 1 if level else 0))
 
     # --- MSRs and time
 
@@ -380,14 +403,14 @@ class KvmVm:
         ranges = list(ranges)
         if len(ranges) > abi.MSR_FILTER_MAX_RANGES:
             raise InvalidArgument(
-                f"{len(ranges)} ranges are more than {abi.MSR_FILTER_MAX_RANGES}", subject="KVM VM", argument="ranges"
+                f"{len(ranges)} ranges are more than {abi.MSR_FILTER_MAX_RANGES}", subject=_SUBJECT, argument="ranges"
             )
         data = bytearray(abi.MSR_FILTER.pack(abi.MSR_FILTER_DEFAULT_ALLOW))
         bitmaps = []  # alive until the call is over
         for number, msrs in enumerate(ranges):
             longest = 8 * abi.MSR_FILTER_MAX_BITMAP_SIZE
             if not 1 <= msrs.count <= longest or not (msrs.read or msrs.write):
-                raise InvalidArgument(f"{msrs} is empty or longer than {longest}", subject="KVM VM", argument="ranges")
+                raise InvalidArgument(f"{msrs} is empty or longer than {longest}", subject=_SUBJECT, argument="ranges")
             bitmap = buffer(-(-msrs.count // 64) * 8)  # a bit of 0 denies; the kernel reads whole 64-bit words
             bitmaps.append(bitmap)
             flags = (abi.MSR_FILTER_READ if msrs.read else 0) | (abi.MSR_FILTER_WRITE if msrs.write else 0)

@@ -7,6 +7,7 @@ bookkeeping: the routing table that was last accepted, which events are connecte
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections.abc import Iterable
@@ -16,9 +17,10 @@ from attrs import frozen
 from typing_extensions import override
 
 from irqchip_core.allocator import SystemAllocator
+from irqchip_core.arguments import check_int, check_type
 from irqchip_core.bus import Bus
 from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
-from irqchip_core.errors import Closed, InvalidArgument, UnknownVcpu, WrongType
+from irqchip_core.errors import Closed, HypervisorError, InvalidArgument, UnknownVcpu, WrongType
 from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqEventToken, IrqLevelEvent
 from irqchip_core.hookspecs import Probe
 from irqchip_core.routes import IrqRoute, RoutingTable, default_routes
@@ -106,10 +108,11 @@ class KvmKernelIrqChip(IrqChipX86_64):
 
     Args:
         vm: A KVM VM without vCPUs and without a chip.
-        vcpu_count: How many vCPUs it will have at most.
+        vcpu_count: How many vCPUs it will have at most: 1 to `KvmVm.max_vcpu_id`.
 
     Raises:
         WrongType: `vm` is not a `KvmVm`.
+        InvalidArgument: `vcpu_count` is out of range.
         HypervisorError: KVM refuses to make the chip, because a vCPU or another chip exists.
     """
 
@@ -121,8 +124,7 @@ class KvmKernelIrqChip(IrqChipX86_64):
             raise WrongType(
                 f"it is a {type(vm).__name__}", subject=NAME, argument="vm", remedy="give an irqchip_kvm.KvmVm"
             )
-        if vcpu_count < 1:
-            raise InvalidArgument(f"{vcpu_count} is below 1", subject=NAME, argument="vcpu_count")
+        check_int(vcpu_count, 1, vm.max_vcpu_id(), subject=NAME, argument="vcpu_count")
         vm.create_irqchip()
         vm.create_pit2()
         self._state: _Shared | None = _Shared(vm, vcpu_count)
@@ -139,6 +141,7 @@ class KvmKernelIrqChip(IrqChipX86_64):
 
     def _vcpu(self, vcpu_id: int) -> KvmVcpu:
         vcpus = self._shared.vcpus
+        check_type(vcpu_id, int, subject=NAME, argument="vcpu_id")
         vcpu = vcpus[vcpu_id] if 0 <= vcpu_id < len(vcpus) else None
         if vcpu is None:
             raise UnknownVcpu(
@@ -149,6 +152,7 @@ class KvmKernelIrqChip(IrqChipX86_64):
     @override
     def add_vcpu(self, vcpu_id: int, vcpu: Vcpu) -> None:
         shared = self._shared
+        check_type(vcpu_id, int, subject=NAME, argument="vcpu_id")
         if not 0 <= vcpu_id < len(shared.vcpus):
             raise UnknownVcpu(
                 f"vCPU {vcpu_id} is beyond the {len(shared.vcpus)} the chip was made for",
@@ -159,6 +163,17 @@ class KvmKernelIrqChip(IrqChipX86_64):
         if not isinstance(vcpu, KvmVcpu):
             raise WrongType(
                 f"it is a {type(vcpu).__name__}", subject=NAME, argument="vcpu", remedy="give an irqchip_kvm.KvmVcpu"
+            )
+        if vcpu.vm is not shared.vm:
+            raise InvalidArgument(
+                "it is of another VM",
+                subject=NAME,
+                argument="vcpu",
+                remedy="give a vCPU of the VM the chip was made for",
+            )
+        if vcpu.id != vcpu_id:
+            raise InvalidArgument(
+                f"it is vCPU {vcpu.id}, not {vcpu_id}", subject=NAME, argument="vcpu", remedy="add it as its own number"
             )
         shared.vcpus[vcpu_id] = vcpu
 
@@ -186,33 +201,43 @@ class KvmKernelIrqChip(IrqChipX86_64):
             found = next((r for r in shared.registrations if r.gsi == irq and r.trigger == trigger), None)
             if found is None:
                 return
-            shared.vm.deassign_irqfd(irq, found.trigger)
+            self._disconnect(shared.vm, found)
             shared.registrations.remove(found)
         found.trigger.close()
         self.observers.event_unregistered(self, irq)
 
+    def _disconnect(self, vm: KvmVm, registration: _Registration) -> None:
+        try:
+            vm.deassign_irqfd(registration.gsi, registration.trigger)
+        except Closed:
+            pass  # the VM is, and its irqfds went with it
+        except HypervisorError as error:
+            if error.errno != errno.EIO:  # else the VM, with its irqfds, belongs to the process we were forked from
+                raise
+
     def _check_gsi(self, irq: int) -> None:
-        if not 0 <= irq < 1 << 32:
-            raise InvalidArgument(
-                f"GSI {irq} is out of range", subject=NAME, argument="irq", remedy="give an unsigned 32-bit number"
-            )
+        check_int(irq, 0, (1 << 32) - 1, subject=NAME, argument="irq")
 
     @override
     def register_edge_irq_event(self, irq: int, event: IrqEdgeEvent, source: IrqEventSource) -> IrqEventIndex | None:
+        check_type(event, IrqEdgeEvent, subject=NAME, argument="event")
         self._register(irq, event, source)
         return None
 
     @override
     def unregister_edge_irq_event(self, irq: int, event: IrqEdgeEvent) -> None:
+        check_type(event, IrqEdgeEvent, subject=NAME, argument="event")
         self._unregister(irq, event.get_trigger())
 
     @override
     def register_level_irq_event(self, irq: int, event: IrqLevelEvent, source: IrqEventSource) -> IrqEventIndex | None:
+        check_type(event, IrqLevelEvent, subject=NAME, argument="event")
         self._register(irq, event, source)
         return None
 
     @override
     def unregister_level_irq_event(self, irq: int, event: IrqLevelEvent) -> None:
+        check_type(event, IrqLevelEvent, subject=NAME, argument="event")
         self._unregister(irq, event.get_trigger())
 
     # Routes: KVM_SET_GSI_ROUTING takes the whole table, so ours is kept only when KVM took it.
@@ -248,11 +273,13 @@ class KvmKernelIrqChip(IrqChipX86_64):
     @override
     def service_irq_event(self, index: IrqEventIndex) -> None:
         self._check_open()
+        check_type(index, int, subject=NAME, argument="index")
         _log.error("%s: asked to serve event %d, but the kernel serves all events itself", NAME, index)
 
     @override
     def broadcast_eoi(self, vector: int) -> None:
         self._check_open()
+        check_int(vector, 0, 255, subject=NAME, argument="vector")
         _log.error("%s: told of the EOI of vector %d, which the IOAPIC in the kernel has seen itself", NAME, vector)
 
     # vCPUs: the kernel injects, halts, waits and wakes.
@@ -307,7 +334,9 @@ class KvmKernelIrqChip(IrqChipX86_64):
 
     @override
     def check_capability(self, capability: IrqChipCap) -> bool:
-        return capability in self._shared.capabilities
+        shared = self._shared
+        check_type(capability, IrqChipCap, subject=NAME, argument="capability")
+        return capability in shared.capabilities
 
     @override
     def close(self) -> None:
@@ -320,8 +349,7 @@ class KvmKernelIrqChip(IrqChipX86_64):
                 return
             registrations, shared.registrations = shared.registrations, []
         for registration in registrations:
-            if not shared.vm.closed:
-                shared.vm.deassign_irqfd(registration.gsi, registration.trigger)
+            self._disconnect(shared.vm, registration)
             registration.trigger.close()
 
     # The x86 extension: KVM_GET/SET_IRQCHIP, _LAPIC, _PIT2.
@@ -379,16 +407,23 @@ class KvmKernelIrqChip(IrqChipX86_64):
         )
 
     @override
-    def restore_chip_specific(self, data: Any) -> None:
+    def check_chip_specific(self, data: Any, vcpu_count: int) -> None:
         shared = self._shared
         count = len(shared.vcpus)
-        if not isinstance(data, KernelChipState) or not len(data.apic_bases) == len(data.interrupt_bitmaps) == count:
+        fits = isinstance(data, KernelChipState) and len(data.apic_bases) == len(data.interrupt_bitmaps) == count
+        if not fits or vcpu_count != count:
             raise InvalidArgument(
                 f"it is not the state of a {NAME} chip of {count} vCPUs",
                 subject=NAME,
-                argument="data",
-                remedy="restore what snapshot_chip_specific of such a chip gave",
+                argument="chip_specific",
+                remedy="restore what a chip of this backend gave that was made for as many vCPUs",
             )
+        shared.routes.replaced(data.routes)  # raises if they are none
+
+    @override
+    def restore_chip_specific(self, data: Any) -> None:
+        count = len(self._shared.vcpus)
+        self.check_chip_specific(data, count)
         vcpus = [self._vcpu(vcpu_id) for vcpu_id in range(count)]
         self.set_irq_routes(data.routes)
         for vcpu, apic_base, bitmap in zip(vcpus, data.apic_bases, data.interrupt_bitmaps, strict=True):

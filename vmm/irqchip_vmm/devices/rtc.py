@@ -214,13 +214,14 @@ class Rtc(BusDevice):
         if line and not self._line:
             self._interrupt()
         self._line = line
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        wake = None
         if not line and enables:  # an asserted output stays so until the guest reads C
             wake = min((when for flag, when in self._next_events(now) if flag & enables), default=None)
-            if wake is not None:
-                self._timer = self._timers.call_at(wake, self._wake)
+        if self._timer is not None:
+            if self._timer.when == wake:
+                return
+            self._timer.cancel()
+        self._timer = None if wake is None else self._timers.call_at(wake, self._wake)
 
     def _next_events(self, since: int) -> list[tuple[int, int]]:
         """Each flag that will be set after `since`, and when first."""

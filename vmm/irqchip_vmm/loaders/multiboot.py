@@ -8,6 +8,7 @@ what is not there is refused. An ELF64 file is entered in 32-bit mode as well.
 from __future__ import annotations
 
 import io
+import os
 import struct
 
 from attrs import frozen
@@ -162,7 +163,12 @@ def _boot_information(name: str, command_line: str, memory_size: int) -> Segment
         map_at,
         loader_at,
     )
-    command = command_line.encode() + b"\0"
+    try:
+        command = os.fsencode(command_line) + b"\0"
+    except UnicodeEncodeError as error:
+        raise LoadError(
+            f"the command line cannot be encoded: {error}", subject=name, remedy="give it as text"
+        ) from None
     data = info.ljust(INFO_SIZE, b"\0") + entries + BOOT_LOADER_NAME + command
     if len(data) > INFO_END - INFO_ADDRESS or b"\0" in command[:-1]:
         raise LoadError(

@@ -1,0 +1,90 @@
+"""The command line on a machine without /dev/kvm, or with something else there: the reason, what helps, no traceback.
+
+Such a machine is made with a mount namespace whose /dev is a folder of the test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+UNSHARE = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
+KVM_IS = {
+    "missing": "true",
+    "another device": "touch {dev}/kvm && mount --bind /dev/null {dev}/kvm",
+    "a directory": "mkdir -p {dev}/kvm",
+}
+"""Shell commands that make /dev/kvm what their name says, in the folder that becomes /dev."""
+SAYS = {
+    "missing": ("no such file", "load kvm_intel or kvm_amd, or enable (nested) virtualization"),
+    "another device": ("it is not a KVM device", "put the host's /dev/kvm there"),
+    "a directory": ("it is a directory", "put the device there"),
+}
+
+
+@pytest.fixture(params=list(KVM_IS))
+def kvm_is(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def run(kvm_is: str, tmp_path: Path) -> Run:
+    """Runs `irqchip` where /dev/kvm is something else."""
+    dev = shlex.quote(str(tmp_path))
+    script = f"touch {dev}/null && mount --bind /dev/null {dev}/null && {KVM_IS[kvm_is]} && mount --rbind {dev} /dev"
+
+    def execute(*command: str) -> subprocess.CompletedProcess[str]:
+        inside = [*UNSHARE, "sh", "-c", f'{script.format(dev=dev)} && exec "$@"', "sh", *command]
+        return subprocess.run(inside, capture_output=True, text=True, timeout=50, check=False)
+
+    try:
+        tried = execute("true")
+    except FileNotFoundError:
+        pytest.skip("unshare is not installed; apt-get install util-linux")
+    if tried.returncode:
+        pytest.skip(f"a mount namespace cannot be made here: {tried.stderr.strip()}; run as root")
+    return lambda *args: execute(sys.executable, "-m", "irqchip_core", *args)
+
+
+def check_message(kvm_is: str, text: str) -> None:
+    problem, remedy = SAYS[kvm_is]
+    assert f": {problem}" in text
+    assert "/dev/kvm: " in text
+    assert f"; {remedy}" in text
+    assert "Traceback" not in text
+
+
+def test_run_says_why_not_and_what_helps(run: Run, kvm_is: str) -> None:
+    for args in (["run", "--hypervisor", "kvm"], ["run", "--hypervisor", "kvm", "--chip", "kvm_kernel"]):
+        done = run(*args)
+        assert (done.returncode, done.stdout) == (2, ""), done
+        assert done.stderr.startswith("irqchip: ")
+        check_message(kvm_is, done.stderr)
+
+
+def test_list_says_why_not_and_what_helps(run: Run, kvm_is: str) -> None:
+    done = run("list")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line for line in done.stdout.splitlines() if line.split()[1] in ("kvm", "kvm_kernel")]
+    assert len(lines) == 2
+    for line in lines:
+        check_message(kvm_is, line)
+    entries = {entry["name"]: entry for entry in json.loads(run("list", "--json").stdout)}
+    assert entries["kvm"]["viable"] is entries["kvm_kernel"]["on"]["kvm"]["viable"] is False
+    check_message(kvm_is, entries["kvm"]["reason"])
+
+
+def test_probe_says_why_not_and_what_helps(run: Run, kvm_is: str) -> None:
+    done = run("probe", "kvm_kernel")
+    assert (done.returncode, done.stderr) == (1, "")
+    check_message(kvm_is, done.stdout)

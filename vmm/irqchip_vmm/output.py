@@ -1,0 +1,71 @@
+"""A stream of the process, written without being held up by a reader that does not read.
+
+The descriptor's mode is left alone (others may share it): what is written at once is never more than poll(2) says will
+not block.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from typing import TextIO
+
+from irqchip_core.errors import InvalidArgument
+from irqchip_core.events import Event
+
+
+class Output:
+    """What is written here goes to the descriptor of `stream`, which must not be written to in other ways meanwhile.
+
+    Raises:
+        InvalidArgument: `stream` has no descriptor.
+
+    Attributes:
+        gone: Nobody will ever read what is written: it is dropped.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        try:
+            self._fd = stream.fileno()
+        except (AttributeError, OSError, ValueError):
+            raise InvalidArgument(
+                f"{stream!r} has no descriptor", subject="output", remedy="use a Machine, and its console"
+            ) from None
+        stream.flush()
+        self.gone = False
+        self._encoding = stream.encoding
+        self._lock = threading.Lock()
+
+    def write(self, data: bytes, *, until: Event | None = None, timeout: float | None = None) -> bool:
+        """Write `data`, at the pace of its reader. From any thread.
+
+        Args:
+            data: As many bytes as you like.
+            until: Once it is signaled, the reader is not waited for.
+            timeout: Seconds that the reader may go without reading; None waits for ever.
+
+        Returns:
+            False if not all was written.
+        """
+        poller = select.poll()
+        poller.register(self._fd, select.POLLOUT)
+        if until is not None:
+            poller.register(until, select.POLLIN)
+        left = memoryview(data)
+        with self._lock:
+            while left and not self.gone:
+                ready = poller.poll(None if timeout is None else timeout * 1000)
+                if self._fd not in dict(ready):
+                    return False
+                try:
+                    left = left[os.write(self._fd, left[: select.PIPE_BUF]) :]
+                except BlockingIOError:  # the descriptor is non-blocking, and another process was faster
+                    continue
+                except OSError:
+                    self.gone = True
+        return not left
+
+    def print(self, text: str, *, timeout: float | None = None) -> bool:
+        """Write `text` as a line, in the stream's encoding; see `write`."""
+        return self.write(f"{text}\n".encode(self._encoding, "backslashreplace"), timeout=timeout)
