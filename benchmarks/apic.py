@@ -140,8 +140,8 @@ def test_lapic_accept_acknowledge_eoi(lapic: Lapic, benchmark: BenchmarkFixture)
 @pytest.mark.benchmark(group="accept + acknowledge + EOI")
 def test_lapic_and_ioapic_level(ioapic: Ioapic, lapic: Lapic, benchmark: BenchmarkFixture) -> None:
     """A level interrupt, whose EOI goes on to the IOAPIC; the line stays up, so it comes again."""
-    message = ioapic.set_line(20, 1).message
-    assert message == Message(VECTOR + 20, trigger_mode=LEVEL)
+    message = Message(VECTOR + 20, trigger_mode=LEVEL)
+    assert ioapic.set_line(20, 1).message == message
 
     def serve() -> int:
         lapic.accept(message)
