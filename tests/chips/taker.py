@@ -18,6 +18,7 @@ from irqchip_core.vcpu import VcpuX86_64, Vm
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.registers import DescriptorTable, Regs, Segment
 from irqchip_core.x86.state import IoapicState, PicSelect, PicState
+from irqchip_vmm.cpuid import vcpu_cpuid
 
 LOAD_ADDRESS, STUBS, STUB_SIZE = 0x1000, 0x1100, 16
 """Of taker.S."""
@@ -96,7 +97,7 @@ class Taker:
             load(vm.map_memory(0, MEMORY))
         self.vcpu = vm.create_vcpu(vcpu_id)
         chip.add_vcpu(vcpu_id, self.vcpu)
-        self.vcpu.set_cpuid(vm.supported_cpuid())
+        self.vcpu.set_cpuid(vcpu_cpuid(vm.supported_cpuid(), chip, vcpu_id, vcpu_count=2))
         enter_long_mode(self.vcpu)
         self.vcpu.set_regs(Regs(rip=LOAD_ADDRESS, rsp=STACK - 0x1000 * vcpu_id))
         self.eoi = Eoi.LAPIC

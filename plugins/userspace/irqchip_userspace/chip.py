@@ -576,14 +576,20 @@ class UserspaceIrqChip(IrqChipX86_64):
         return UserspaceChipState(tuple(self._board.routes))
 
     @override
-    def restore_chip_specific(self, data: Any) -> None:
-        if not isinstance(data, UserspaceChipState):
+    def check_chip_specific(self, data: Any, vcpu_count: int) -> None:
+        self._check_open()
+        if not isinstance(data, UserspaceChipState) or vcpu_count != len(self._processors):
             raise InvalidArgument(
-                f"it is not the state of a {NAME} chip",
+                f"it is not the state of a {NAME} chip of {len(self._processors)} vCPUs",
                 subject=NAME,
-                argument="data",
-                remedy="restore what snapshot_chip_specific of such a chip gave",
+                argument="chip_specific",
+                remedy="restore what a chip of this backend gave that was made for as many vCPUs",
             )
+        self._board.routes.replaced(data.routes)  # raises if they are none
+
+    @override
+    def restore_chip_specific(self, data: Any) -> None:
+        self.check_chip_specific(data, len(self._processors))
         self.set_irq_routes(data.routes)
 
 
