@@ -15,7 +15,7 @@ from tests.nested.image import ROOT
 DEADLINE = 480.0
 """Seconds for all files together, which take about 180 on two processors that do little else, 10 of them the boot."""
 ORACLES = "x86"
-"""Folder of tests that use KVM as an oracle. Their random accesses make QEMU's own SVM emulation abort (seen with 7.2)."""
+"""Folder of tests that use KVM as an oracle. Random accesses make QEMU's own SVM emulation abort (seen with 7.2)."""
 FILES = sorted(
     str(path.relative_to(ROOT))
     for path in (ROOT / "tests").rglob("test_*.py")
