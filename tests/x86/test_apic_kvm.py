@@ -298,8 +298,8 @@ def kvm_board() -> Iterator[KvmBoard]:
 
 
 ATTEMPTS = 3
-"""A disagreement that the same sequence does not show again is KVM's timing, in real time on a busy machine; it was seen
-once in some ten runs, and its cause is not known. One that repeats fails at once."""
+"""A disagreement that the same sequence does not show again is tried again: it was seen once in some ten runs on a busy
+machine, where KVM runs in real time, and its cause is not known. One that repeats fails at once."""
 
 
 @pytest.mark.timeout(300)
@@ -308,7 +308,8 @@ def test_apics_agree_in_random_sequences(kind: type[ApicMachine], kvm_board: Kvm
     machine = type(kind.__name__, (kind,), {"theirs": kvm_board})
     for attempt in range(ATTEMPTS):
         try:
-            return run_state_machine_as_test(machine, settings=SETTINGS)
+            run_state_machine_as_test(machine, settings=SETTINGS)
+            break
         except FlakyFailure:
             if attempt == ATTEMPTS - 1:
                 raise
