@@ -83,6 +83,7 @@ class IrqChip(ABC):
         Raises:
             UnknownVcpu: `vcpu_id` is not below the number of vCPUs the chip was made for.
             WrongType: The chip cannot use this kind of vCPU.
+            InvalidArgument: It is a vCPU of another number, or of another VM.
         """
 
     @abstractmethod

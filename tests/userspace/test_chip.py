@@ -240,6 +240,8 @@ def test_no_interrupt_is_lost_between_the_look_and_the_entry() -> None:
     started, done = threading.Event(), threading.Event()
 
     def guest() -> None:
+        chip.inject_interrupts(vcpu)
+        started.set()  # from here on the chip knows whose thread this is
         seen = 0
         while not done.is_set():
             if chip.wait_until_runnable(vcpu) is VcpuRunState.INTERRUPTED:

@@ -112,10 +112,12 @@ def test_standard_input_is_com1() -> None:
 
 
 @contextmanager
-def interruptible(*arguments: str | Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+def interruptible(*arguments: str, stdout: int, stdin: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """`irqchip run` as a process that takes SIGINT, even if this one was started with SIGINT ignored."""
     default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, preexec_fn=default, **options)
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, preexec_fn=default
+    )
     try:
         yield process
     finally:

@@ -43,6 +43,7 @@ class Difference(enum.Enum):
     LOWEST_PRIORITY_BY_VECTOR = enum.auto()
     LOWEST_PRIORITY_BROADCAST_TO_ALL = enum.auto()
     LOWEST_PRIORITY_TO_ABSENT = enum.auto()
+    LOWEST_PRIORITY_TO_DISABLED = enum.auto()
     MSI_BROADCAST_IN_X2APIC_MODE = enum.auto()
     IOAPIC_ABSENT_REGISTERS_READ_ONES = enum.auto()
     IOAPIC_WINDOW_OF_ANY_SIZE = enum.auto()

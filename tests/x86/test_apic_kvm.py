@@ -76,7 +76,8 @@ class ApicMachine(RuleBasedStateMachine):
         first = self.ours.lapics[0]
         places = 0xFFFF if first.x2apic_mode else 0xFF if first.logical_address()[1] == reg.DFR_FLAT else 0xF
         named = self.ours.bus.receivers(Message(0x45, destination=destination, destination_mode=LOGICAL))
-        return len(named) == (destination & places).bit_count()  # LOWEST_PRIORITY_TO_ABSENT
+        # LOWEST_PRIORITY_TO_ABSENT, LOWEST_PRIORITY_TO_DISABLED
+        return sum(lapic.software_enabled() for lapic in named) == (destination & places).bit_count()
 
 
 class IoapicMachine(ApicMachine):

@@ -401,6 +401,13 @@ def lowest_priority_of_some_absent(board: AnyBoard) -> object:
     return board.rdmsr(0, 0x821)
 
 
+def lowest_priority_of_some_disabled(board: AnyBoard) -> object:
+    x2apic(board)
+    board.wrmsr(1, 0x80F, 0xFF)
+    board.send(0xFEE0300C, 0x31)  # of ids 0 and 1 the vector chooses the second, which is software-disabled
+    return board.rdmsr(0, 0x821)
+
+
 def msi_broadcast_in_x2apic_mode(board: AnyBoard) -> object:
     x2apic(board)
     board.send(0xFEEFF000, 0x45)
@@ -438,6 +445,7 @@ DIFFERENCES: dict[Difference, tuple[Scenario, object, object]] = {
     Difference.LOWEST_PRIORITY_BY_VECTOR: (lowest_priority_among_different, [False, True, False], [True, False, False]),
     Difference.LOWEST_PRIORITY_BROADCAST_TO_ALL: (lowest_priority_broadcast, [True, False, False], [True] * 3),
     Difference.LOWEST_PRIORITY_TO_ABSENT: (lowest_priority_of_some_absent, 0x20000, 0),
+    Difference.LOWEST_PRIORITY_TO_DISABLED: (lowest_priority_of_some_disabled, 0x20000, 0),
     Difference.MSI_BROADCAST_IN_X2APIC_MODE: (msi_broadcast_in_x2apic_mode, 0x20, 0),
     Difference.IOAPIC_ABSENT_REGISTERS_READ_ONES: (absent_ioapic_register, 0, 0xFFFFFFFF),
     Difference.IOAPIC_WINDOW_OF_ANY_SIZE: (byte_to_the_window, MASKED | 0x45, 0x31),
