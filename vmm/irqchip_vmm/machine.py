@@ -28,7 +28,7 @@ from irqchip_core.routes import IOAPIC_PINS
 from irqchip_core.selection import create_irqchip, create_vm
 from irqchip_core.vcpu import VcpuX86_64, Vm
 from irqchip_core.x86.chip import IrqChipX86_64
-from irqchip_vmm.cpuid import MAX_XAPIC_ID, vcpu_cpuid
+from irqchip_core.x86.cpuid import MAX_XAPIC_ID, vcpu_cpuid
 from irqchip_vmm.device_loop import DeviceLoop, Timer
 from irqchip_vmm.devices import debug_exit, generator, i8042, rtc, uart
 from irqchip_vmm.ending import End, Ending, Outcome, RunResult

@@ -1,0 +1,145 @@
+"""Scenarios: wrong arguments are refused by a typed error, and change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from irqchip_core.errors import Closed, InvalidArgument, IrqChipError
+from irqchip_core.events import IrqEdgeEvent, IrqLevelEvent
+from irqchip_core.testing.conformance.base import Scenarios
+from irqchip_core.testing.machine import SOURCE, Machine
+from irqchip_core.testing.verdict import Nonconforming, accepted, check, check_equal, refused
+
+
+def refuse_each(machine: Machine, kind: type[Exception], calls: dict[str, Callable[[], object]]) -> None:
+    """Demand that each call is refused, names what is wrong, and changes nothing."""
+    for what, call in calls.items():
+        before = machine.fingerprint()
+        try:
+            with refused(kind, f"{what} is refused"):
+                call()
+        finally:
+            after = machine.fingerprint()
+        changed = [part for part, state in before.items() if state != after[part]]
+        check(not changed, f"{what} is refused and changes nothing", f"it changed {', '.join(changed)}")
+
+
+class Arguments(Scenarios):
+    """Wrong arguments."""
+
+    def test_gsi_out_of_range(self) -> None:
+        """A GSI that is no unsigned 32-bit number is refused everywhere."""
+        machine = self.boot()
+        edge, level = IrqEdgeEvent(), IrqLevelEvent()
+        machine.keep(edge, level)
+        for gsi in (-1, 1 << 32):
+            refuse_each(machine, InvalidArgument, calls_with_gsi(machine, gsi, edge, level))
+
+    def test_gsi_that_is_no_number(self) -> None:
+        """So is a GSI of another type."""
+        machine = self.boot()
+        edge, level = IrqEdgeEvent(), IrqLevelEvent()
+        machine.keep(edge, level)
+        refuse_each(machine, IrqChipError, calls_with_gsi(machine, "5", edge, level))  # type: ignore[arg-type]
+
+    def test_closed_events(self) -> None:
+        """A closed event is refused."""
+        machine = self.boot()
+        edge, level, half = IrqEdgeEvent(), IrqLevelEvent(), IrqLevelEvent()
+        edge.close()
+        level.close()
+        half.get_resample().close()
+        machine.keep(half)
+        chip = machine.chip
+        refuse_each(
+            machine,
+            Closed,
+            {
+                "registering a closed edge event": lambda: chip.register_edge_irq_event(5, edge, SOURCE),
+                "registering a closed level event": lambda: chip.register_level_irq_event(5, level, SOURCE),
+                "registering half a level event": lambda: chip.register_level_irq_event(5, half, SOURCE),
+                "unregistering a closed edge event": lambda: chip.unregister_edge_irq_event(5, edge),
+                "unregistering a closed level event": lambda: chip.unregister_level_irq_event(5, level),
+            },
+        )
+
+    def test_events_of_a_wrong_type(self) -> None:
+        """What is no event of the kind is refused."""
+        machine = self.boot()
+        edge, level = IrqEdgeEvent(), IrqLevelEvent()
+        machine.keep(edge, level)
+        chip = machine.chip
+        refuse_each(
+            machine,
+            IrqChipError,
+            {
+                "a level event registered as edge": lambda: chip.register_edge_irq_event(5, level, SOURCE),  # type: ignore[arg-type]
+                "an edge event registered as level": lambda: chip.register_level_irq_event(5, edge, SOURCE),  # type: ignore[arg-type]
+                "an object registered as edge event": lambda: chip.register_edge_irq_event(5, object(), SOURCE),  # type: ignore[arg-type]
+                "an object unregistered as edge event": lambda: chip.unregister_edge_irq_event(5, object()),  # type: ignore[arg-type]
+            },
+        )
+
+    def test_eoi_of_no_vector(self) -> None:
+        """`broadcast_eoi` takes 0 to 255, and any of these is harmless."""
+        machine = self.boot()
+        calls: dict[str, Callable[[], object]] = {}
+        for vector in (-1, 256):
+            calls[f"broadcast_eoi({vector})"] = lambda vector=vector: machine.chip.broadcast_eoi(vector)  # type: ignore[misc]
+        refuse_each(machine, InvalidArgument, calls)
+        before = machine.fingerprint()
+        with accepted("broadcast_eoi takes any vector"):
+            for vector in (0, 0x45, 255):
+                machine.chip.broadcast_eoi(vector)
+        check(machine.fingerprint() == before, "the EOI of a vector that no pin has changes nothing", "it did")
+
+    def test_unrouted_gsis_are_harmless(self) -> None:
+        """`service_irq` of any GSI without a route does nothing."""
+        machine = self.boot()
+        with accepted("service_irq takes any GSI"):
+            for gsi in (24, 4095, 4096, 0xFFFFFFFF):
+                machine.pulse(gsi)
+        machine.cpu.expect_nothing(rule="a GSI without a route reaches nothing")
+
+    def test_routes_of_a_wrong_type(self) -> None:
+        """What is no route is refused."""
+        machine = self.boot()
+        machine.pin(5, 0x45)
+        chip = machine.chip
+        refuse_each(
+            machine,
+            IrqChipError,
+            {
+                "route_irq of what is no route": lambda: chip.route_irq((5, 0x45)),  # type: ignore[arg-type]
+                "set_irq_routes of what are no routes": lambda: chip.set_irq_routes([5]),  # type: ignore[list-item]
+            },
+        )
+        machine.pulse(5)
+        machine.cpu.expect(0x45, rule="after refused routes the routes are as before")
+
+    def test_errors_say_what_to_do(self) -> None:
+        """An error names the chip and the argument, and carries an errno."""
+        machine = self.boot()
+        try:
+            machine.chip.service_irq(-1, True)
+        except IrqChipError as error:
+            check_equal(error.subject, machine.chip.name, "an error names the chip it comes from")
+            check_equal(error.argument, "irq", "an error names the argument at fault")
+            check(error.errno > 0, "an error carries an errno", "it has none")
+            check(error.remedy, "an error names a remedy", f"it says only {str(error)!r}")
+        else:
+            raise Nonconforming("service_irq refuses GSI -1, but it was accepted")
+
+
+def calls_with_gsi(
+    machine: Machine, gsi: int, edge: IrqEdgeEvent, level: IrqLevelEvent
+) -> dict[str, Callable[[], object]]:
+    """Each call that takes a GSI."""
+    chip = machine.chip
+    return {
+        f"register_edge_irq_event on GSI {gsi!r}": lambda: chip.register_edge_irq_event(gsi, edge, SOURCE),
+        f"unregister_edge_irq_event on GSI {gsi!r}": lambda: chip.unregister_edge_irq_event(gsi, edge),
+        f"register_level_irq_event on GSI {gsi!r}": lambda: chip.register_level_irq_event(gsi, level, SOURCE),
+        f"unregister_level_irq_event on GSI {gsi!r}": lambda: chip.unregister_level_irq_event(gsi, level),
+        f"service_irq of GSI {gsi!r}": lambda: chip.service_irq(gsi, True),
+    }

@@ -1,0 +1,100 @@
+"""What all scenarios of the conformance kit have in common.
+
+A scenario is a method of a `Scenarios` class whose name begins with ``test_``; its docstring is the rule it checks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
+
+import pytest
+
+from irqchip_core.chip import IrqChip, IrqChipCap
+from irqchip_core.errors import InvalidArgument
+from irqchip_core.selection import create_irqchip, create_vm, find_backend, judge
+from irqchip_core.testing.lab import Lab
+from irqchip_core.testing.machine import Machine
+from irqchip_core.vcpu import Vm
+
+_P = ParamSpec("_P")
+_S = TypeVar("_S", bound="Scenarios")
+
+
+class Scenarios:
+    """Base of the scenarios. To test a chip of yours, subclass `Conformance` and set or override these.
+
+    Attributes:
+        backend: Name of the backend.
+        hypervisor: Name of the hypervisor; None for the first one that the backend can use here.
+        capabilities: What the chip claims. None for what the backend's probe says, or, if there is no backend of
+            that name, each chip.
+        patience: Seconds to wait for an interrupt that is due.
+        lab: Where scenarios get their machines.
+    """
+
+    irqchip_conformance: ClassVar = True
+
+    backend: str | None = None
+    hypervisor: str | None = None
+    capabilities: frozenset[IrqChipCap] | None = None
+    patience: float | None = None
+
+    lab: Lab
+
+    def create_vm(self) -> Vm:
+        """Make an empty VM."""
+        return create_vm(self.hypervisor)
+
+    def create_chip(self, vm: Vm, vcpu_count: int) -> IrqChip:
+        """Make the chip under test."""
+        if self.backend is None:
+            raise InvalidArgument(
+                "no chip is named",
+                subject=type(self).__name__,
+                argument="backend",
+                remedy="set `backend`, override `create_chip`, or run pytest with --irqchip NAME",
+            )
+        return create_irqchip(self.backend, vm=vm, vcpu_count=vcpu_count)
+
+    def open_lab(self, *, patience: float) -> Lab:
+        """Set `lab` up for the chip that is named."""
+        claims = self.capabilities
+        if claims is None and self.backend is not None:
+            with self.create_vm() as vm:
+                claims = judge(find_backend(self.backend), vm).probe.capabilities
+        self.lab = Lab(
+            self.create_vm,
+            self.create_chip,
+            claims=claims,
+            patience=patience if self.patience is None else self.patience,
+        )
+        return self.lab
+
+    def boot(self, vcpus: int = 1, *, chip_vcpus: int | None = None) -> Machine:
+        """A machine with guests on `vcpus` vCPUs, which ends with the scenario."""
+        return self.lab.boot(vcpus, chip_vcpus=chip_vcpus)
+
+    @pytest.fixture(autouse=True)
+    def _irqchip_lab(self, request: pytest.FixtureRequest, irqchip_target: Any) -> None:
+        if irqchip_target is not None:
+            self.backend, self.hypervisor = irqchip_target
+        self.open_lab(patience=request.config.getoption("irqchip_patience"))
+        request.node.irqchip_lab = self.lab
+
+
+def needs(
+    capability: IrqChipCap,
+) -> Callable[[Callable[Concatenate[_S, _P], None]], Callable[Concatenate[_S, _P], None]]:
+    """Mark a scenario that only chips with `capability` can play."""
+
+    def decorate(scenario: Callable[Concatenate[_S, _P], None]) -> Callable[Concatenate[_S, _P], None]:
+        @functools.wraps(scenario)
+        def perform(self: _S, *args: _P.args, **kwargs: _P.kwargs) -> None:
+            self.lab.need(capability)
+            scenario(self, *args, **kwargs)
+
+        return perform
+
+    return decorate

@@ -1,0 +1,319 @@
+"""Scenarios: capabilities, vCPUs, buses, clones, and the end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+
+from irqchip_core.allocator import SystemAllocator
+from irqchip_core.bus import Bus
+from irqchip_core.chip import IrqChip, IrqChipCap, MPState
+from irqchip_core.errors import Closed, InvalidArgument, IrqChipError, UnknownVcpu, WrongType
+from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
+from irqchip_core.observers import ChipObserver
+from irqchip_core.routes import IOAPIC_PINS, IrqRoute
+from irqchip_core.testing.conformance.base import Scenarios, needs
+from irqchip_core.testing.conformance.vcpus import need_sleep_in_chip
+from irqchip_core.testing.machine import SOURCE, Machine
+from irqchip_core.testing.verdict import NotApplicable, accepted, check, check_equal, refused
+from irqchip_core.x86.msi import MSI_ADDRESS_BASE
+from irqchip_core.x86.state import PicSelect
+
+
+class Basics(Scenarios):
+    """Capabilities, vCPUs and buses."""
+
+    def test_capabilities_are_those_claimed(self) -> None:
+        """`check_capability` says what the backend's probe says."""
+        machine = self.boot()
+        can = {capability for capability in IrqChipCap if machine.chip.check_capability(capability)}
+        claims = self.lab.claims()
+        names = ", ".join(sorted(one.value for one in can ^ claims))
+        check(can == claims, "check_capability agrees with the backend's probe", f"they differ in {names}")
+
+    def test_unknown_capability(self) -> None:
+        """A capability is an `IrqChipCap`."""
+        machine = self.boot()
+        for wrong in ("x2apic", None, 3):
+            with refused(WrongType, f"check_capability refuses {wrong!r}"):
+                machine.chip.check_capability(wrong)  # type: ignore[arg-type]
+
+    def test_name(self) -> None:
+        """A chip has the name of its backend."""
+        machine = self.boot()
+        check(isinstance(machine.chip.name, str) and machine.chip.name, "a chip has a name", repr(machine.chip.name))
+        check(self.backend in (None, machine.chip.name), "a chip has its backend's name", repr(machine.chip.name))
+
+    def test_lapic_frequency(self) -> None:
+        """The local APIC timers have an input clock."""
+        frequency = self.boot().chip.lapic_frequency()
+        check(
+            1_000_000 <= frequency <= 1 << 32, "the timers' input clock fits CPUID leaf 0x15", f"it is {frequency} Hz"
+        )
+
+    def test_vcpu_out_of_range(self) -> None:
+        """A vCPU beyond the number that the chip was made for is refused."""
+        machine = self.boot()
+        vcpu = machine.vm.create_vcpu(1)
+        for vcpu_id in (1, -1):
+            with refused(UnknownVcpu, f"add_vcpu refuses vCPU {vcpu_id} of a chip for one"):
+                machine.chip.add_vcpu(vcpu_id, vcpu)
+
+    def test_vcpu_of_another_number(self) -> None:
+        """A vCPU is added as its own number."""
+        machine = self.boot(chip_vcpus=2)
+        vcpu = machine.vm.create_vcpu(1)
+        with refused(InvalidArgument, "add_vcpu refuses a vCPU as another number"):
+            machine.chip.add_vcpu(0, vcpu)
+        machine.send_msi(0x51)
+        machine.cpu.expect(0x51, rule="a refused add_vcpu leaves the vCPU that was there")
+
+    def test_vcpu_of_a_wrong_type(self) -> None:
+        """What is no vCPU is refused."""
+        machine = self.boot(chip_vcpus=2)
+        with refused(WrongType, "add_vcpu refuses what is no vCPU"):
+            machine.chip.add_vcpu(1, object())  # type: ignore[arg-type]
+
+    def test_vcpu_added_again(self) -> None:
+        """A vCPU may be added again."""
+        machine = self.boot()
+        with accepted("a vCPU can be added again"):
+            machine.chip.add_vcpu(0, machine.cpu.vcpu)
+        machine.send_msi(0x51)
+        machine.cpu.expect(0x51, rule="a vCPU added again takes interrupts")
+
+    def test_devices_are_put_on_buses_once(self) -> None:
+        """A second `finalize_devices` puts nothing on the buses."""
+        machine = self.boot()
+        before = machine.io_bus.devices(), machine.mmio_bus.devices()
+        with contextlib.suppress(InvalidArgument):
+            machine.chip.finalize_devices(machine.allocator, machine.io_bus, machine.mmio_bus)
+        after = machine.io_bus.devices(), machine.mmio_bus.devices()
+        check(before == after, "a second finalize_devices changes no bus", "it did")
+
+    def test_devices_find_their_place_taken(self) -> None:
+        """Where a range is taken, `finalize_devices` is refused and leaves the buses as they were."""
+        machine = self.boot()
+        if not machine.mmio_bus.devices():
+            raise NotApplicable("needs controllers on the buses; this chip's are all in the hypervisor")
+        base, length, device = machine.mmio_bus.devices()[-1]
+        vm = self.lab.create_vm()
+        with vm, self.lab.create_chip(vm) as chip:
+            io_bus, mmio_bus = Bus("I/O"), Bus("MMIO")
+            mmio_bus.insert(device, base, length)
+            with refused(InvalidArgument, "finalize_devices refuses a bus whose range is taken"):
+                chip.finalize_devices(SystemAllocator(), io_bus, mmio_bus)
+            left = io_bus.devices() + mmio_bus.devices()
+            check_equal(len(left), 1, "a refused finalize_devices leaves nothing on the buses")
+
+    def test_numbers_of_pins_are_used_up(self) -> None:
+        """After `finalize_devices` devices get interrupt numbers above the IOAPIC's pins, for MSIs."""
+        machine = self.boot()
+        if not machine.ioapic_in_chip:
+            raise NotApplicable("needs an IOAPIC in the chip; the hypervisor's uses up no interrupt numbers")
+        number = machine.allocator.allocate_irq()
+        check(number is not None and number > IOAPIC_PINS, "an MSI's number is above the IOAPIC's pins", number)
+
+    def test_observers_are_told(self) -> None:
+        """Observers hear of registrations and routes, once each, with the GSI."""
+        machine = self.boot()
+        heard: list[tuple[str, int]] = []
+
+        class Listener(ChipObserver):
+            def event_registered(
+                self, chip: IrqChip, gsi: int, source: IrqEventSource, index: IrqEventIndex | None
+            ) -> None:
+                heard.append(("registered", gsi))
+
+            def event_unregistered(self, chip: IrqChip, gsi: int) -> None:
+                heard.append(("unregistered", gsi))
+
+            def routes_changed(self, chip: IrqChip, routes: Iterable[IrqRoute]) -> None:
+                heard.append(("routes", sum(route.gsi == 200 for route in routes)))
+
+        machine.chip.observers.add(Listener())
+        event = machine.edge(7)
+        machine.chip.unregister_edge_irq_event(7, event)
+        machine.chip.unregister_edge_irq_event(7, event)
+        machine.chip.route_irq(IrqRoute.msi(200, MSI_ADDRESS_BASE, 0x51))
+        expected = [("registered", 7), ("unregistered", 7), ("routes", 1)]
+        check_equal(heard, expected, "observers hear once of each registration and of new routes")
+
+    def test_lapic_state_of_an_unknown_vcpu(self) -> None:
+        """There is no local APIC of a vCPU out of range."""
+        machine = self.boot()
+        state = machine.chip.get_lapic_state(0)
+        for vcpu_id in (1, -1):
+            with refused(UnknownVcpu, f"get_lapic_state refuses vCPU {vcpu_id} of a chip for one"):
+                machine.chip.get_lapic_state(vcpu_id)
+            with refused(UnknownVcpu, f"set_lapic_state refuses vCPU {vcpu_id} of a chip for one"):
+                machine.chip.set_lapic_state(vcpu_id, state)
+
+    def test_number_of_vcpus(self) -> None:
+        """A chip is made for one vCPU or more."""
+        with self.lab.create_vm() as vm, refused(IrqChipError, "a chip for no vCPU is refused"):
+            self.lab.create_chip(vm, 0).close()
+
+
+class Handles(Scenarios):
+    """Clones and the end."""
+
+    def test_clone_shares_events_and_routes(self) -> None:
+        """What is registered or routed through a clone is there for all."""
+        machine = self.boot()
+        machine.pin(5, 0x45)
+        with machine.chip.try_clone() as clone, IrqEdgeEvent() as event:
+            clone.register_edge_irq_event(5, event, SOURCE)
+            clone.route_irq(IrqRoute.msi(30, MSI_ADDRESS_BASE, 0x51))
+            machine.chip.route_irq(IrqRoute.msi(31, MSI_ADDRESS_BASE, 0x52))
+            rule = "a clone shares routes with its original"
+            machine.chip.service_irq(30, True)
+            machine.cpu.expect(0x51, rule=rule)
+            clone.service_irq(31, True)
+            machine.cpu.expect(0x52, rule=rule)
+            event.trigger()
+            machine.cpu.expect(0x45, rule="an event registered through a clone is served")
+            machine.chip.unregister_edge_irq_event(5, event)
+            event.trigger()
+            machine.cpu.expect_nothing(rule="an event registered through a clone is unregistered through the original")
+
+    def test_clone_made_before_sees_what_comes_after(self) -> None:
+        """A clone made before a registration or a route sees it."""
+        machine = self.boot()
+        with machine.chip.try_clone() as clone:
+            machine.chip.route_irq(IrqRoute.msi(30, MSI_ADDRESS_BASE, 0x51))
+            clone.service_irq(30, True)
+            machine.cpu.expect(0x51, rule="a clone sees routes that are made after it")
+            machine.chip.set_irq_routes([])
+            clone.service_irq(30, True)
+            machine.cpu.expect_nothing(rule="a clone sees when routes go")
+            with IrqEdgeEvent() as event:
+                index = machine.chip.register_edge_irq_event(7, event, SOURCE)
+                if index is not None:
+                    tokens = clone.irq_event_tokens()
+                    found = index in [token.index for token in tokens]
+                    for token in tokens:
+                        token.close()
+                    check(found, "a clone sees events that are registered after it", "it has no token of one")
+
+    def test_clone_shares_state(self) -> None:
+        """State set through a clone is the original's."""
+        machine = self.boot()
+        with machine.chip.try_clone() as clone:
+            state = clone.get_pic_state(PicSelect.PRIMARY)
+            state.imr = 0xA5
+            clone.set_pic_state(PicSelect.PRIMARY, state)
+            found = machine.chip.get_pic_state(PicSelect.PRIMARY).imr
+            check_equal(hex(found), "0xa5", "a clone shares the PICs with its original")
+            check_equal(machine.cpu.in_(0x21), 0xA5, "a clone shares the PICs with the guest")
+            capabilities = [clone.check_capability(one) == machine.chip.check_capability(one) for one in IrqChipCap]
+            check(all(capabilities), "a clone has the capabilities of its original", "they differ")
+
+    @needs(IrqChipCap.MP_STATE_GET_SET)
+    def test_clone_shares_vcpus(self) -> None:
+        """A clone knows the vCPUs that were added through another handle, and their MP states."""
+        machine = self.boot(chip_vcpus=2)
+        with machine.chip.try_clone() as clone:
+            machine.chip.add_vcpu(1, machine.vm.create_vcpu(1))
+            clone.set_mp_state(1, MPState.HALTED)
+            check_equal(machine.chip.get_mp_state(1), MPState.HALTED, "a clone shares MP states with its original")
+
+    def test_clone_kicks(self) -> None:
+        """A kick through a clone interrupts a vCPU that waits in the original."""
+        machine = self.boot()
+        need_sleep_in_chip(machine)
+        with machine.chip.try_clone() as clone:
+            clone.kick_halted_vcpus()
+        state = machine.chip.wait_until_runnable(machine.cpu.vcpu)
+        check_equal(state.name, "INTERRUPTED", "a kick through a clone is every handle's")
+
+    def test_clone_is_closed_by_itself(self) -> None:
+        """Closing a clone, twice even, leaves the others as they were."""
+        machine = self.boot()
+        machine.pin(5, 0x45)
+        event = machine.edge(5)
+        clone = machine.chip.try_clone()
+        with accepted("closing a handle twice is harmless"):
+            clone.close()
+            clone.close()
+        event.trigger()
+        machine.cpu.expect(0x45, rule="closing a clone leaves the chip at work")
+        with refused(Closed, "a closed clone refuses everything"):
+            clone.service_irq(5, True)
+
+    def test_clone_outlives_its_original(self) -> None:
+        """A clone goes on when its original was closed."""
+        vm = self.lab.create_vm()
+        with vm:
+            original = self.lab.create_chip(vm)
+            clone = original.try_clone()
+            original.close()
+            with clone, accepted("a clone outlives its original"):
+                clone.service_irq(5, True)
+                clone.route_irq(IrqRoute.msi(30, MSI_ADDRESS_BASE, 0x51))
+
+    def test_use_after_close(self) -> None:
+        """Every method of a closed chip raises `Closed`."""
+        machine = self.boot()
+        clone = machine.chip.try_clone()
+        calls = every_call(clone, machine)
+        clone.close()
+        for name, call in calls.items():
+            with refused(Closed, f"{name} of a closed chip is refused"):
+                call()
+
+    def test_last_close_disconnects_events(self) -> None:
+        """The last close disconnects all events: their signals stay with the device."""
+        vm = self.lab.create_vm()
+        with vm, IrqEdgeEvent() as event, IrqLevelEvent() as level:
+            chip = self.lab.create_chip(vm)
+            clone = chip.try_clone()
+            chip.register_edge_irq_event(100, event, SOURCE)
+            clone.register_level_irq_event(10, level, SOURCE)
+            chip.close()
+            clone.close()
+            event.trigger()
+            level.trigger()
+            rule = "the last close disconnects all events"
+            check(event.clear_trigger(0), rule, "the signal of an edge event was consumed")
+            check(level.clear_trigger(0), rule, "the signal of a level event was consumed")
+
+    def test_close_in_any_order(self) -> None:
+        """A chip may be closed before or after its VM."""
+        vm = self.lab.create_vm()
+        chip = self.lab.create_chip(vm)
+        with IrqEdgeEvent() as event, accepted("a chip can be closed after its VM"):
+            chip.register_edge_irq_event(5, event, SOURCE)
+            vm.close()
+            chip.close()
+
+
+def every_call(chip: IrqChip, machine: Machine) -> dict[str, Callable[[], object]]:
+    """A call of each of the 22 methods that works on an open chip, but for `try_clone` and `finalize_devices` twice."""
+    edge, level = IrqEdgeEvent(), IrqLevelEvent()
+    machine.keep(edge, level)
+    vcpu = machine.cpu.vcpu
+    return {
+        "add_vcpu": lambda: chip.add_vcpu(0, vcpu),
+        "register_edge_irq_event": lambda: chip.register_edge_irq_event(5, edge, SOURCE),
+        "unregister_edge_irq_event": lambda: chip.unregister_edge_irq_event(5, edge),
+        "register_level_irq_event": lambda: chip.register_level_irq_event(5, level, SOURCE),
+        "unregister_level_irq_event": lambda: chip.unregister_level_irq_event(5, level),
+        "route_irq": lambda: chip.route_irq(IrqRoute.msi(30, MSI_ADDRESS_BASE, 0x51)),
+        "set_irq_routes": lambda: chip.set_irq_routes([]),
+        "irq_event_tokens": chip.irq_event_tokens,
+        "service_irq": lambda: chip.service_irq(5, False),
+        "service_irq_event": lambda: chip.service_irq_event(IrqEventIndex(0)),
+        "broadcast_eoi": lambda: chip.broadcast_eoi(0x20),
+        "inject_interrupts": lambda: chip.inject_interrupts(vcpu),
+        "halted": lambda: chip.halted(0),
+        "wait_until_runnable": lambda: chip.wait_until_runnable(vcpu),
+        "kick_halted_vcpus": chip.kick_halted_vcpus,
+        "get_mp_state": lambda: chip.get_mp_state(0),
+        "set_mp_state": lambda: chip.set_mp_state(0, MPState.RUNNABLE),
+        "try_clone": chip.try_clone,
+        "finalize_devices": lambda: chip.finalize_devices(SystemAllocator(), Bus("I/O"), Bus("MMIO")),
+        "process_delayed_irq_events": chip.process_delayed_irq_events,
+        "irq_delayed_event_token": chip.irq_delayed_event_token,
+        "check_capability": lambda: chip.check_capability(IrqChipCap.X2APIC),
+    }

@@ -1,0 +1,168 @@
+"""Scenarios: xAPIC mode, x2APIC mode, disabled, and the ways between them (Intel SDM vol. 3, 12.4.3 and 12.12.5)."""
+
+from __future__ import annotations
+
+from irqchip_core.chip import IrqChipCap
+from irqchip_core.testing.conformance.base import Scenarios, needs
+from irqchip_core.testing.guest_cpu import SPURIOUS_VECTOR, Eoi, GuestCpu
+from irqchip_core.testing.machine import Machine
+from irqchip_core.testing.verdict import check, check_equal
+from irqchip_core.x86 import lapic_registers as reg
+from irqchip_core.x86 import msi
+
+SWITCH = "a chip with x2apic lets its guest switch to x2APIC mode"
+NO_REGISTER = reg.X2APIC_MSR_BASE + 0x01  # reserved in SDM table 12-6
+
+
+def base_of(cpu: GuestCpu) -> int:
+    value = cpu.read_msr(reg.IA32_APIC_BASE)
+    check(value is not None, "IA32_APIC_BASE can be read", "that raised #GP")
+    return value or 0
+
+
+class Modes(Scenarios):
+    """Modes of the local APIC."""
+
+    def _switched(self, vcpus: int = 1) -> Machine:
+        machine = self.boot(vcpus=vcpus)
+        for cpu in machine.cpus:
+            check(cpu.enter_x2apic(), SWITCH, "that raised #GP")
+        return machine
+
+    def test_base_after_reset(self) -> None:
+        """IA32_APIC_BASE: enabled, at 0xFEE00000, and only vCPU 0 is the boot processor."""
+        machine = self.boot(vcpus=2)
+        for cpu in machine.cpus:
+            expected = reg.APIC_BASE_RESET | (0 if cpu.id else reg.APIC_BASE_BSP)
+            check_equal(hex(base_of(cpu)), hex(expected), f"IA32_APIC_BASE of vCPU {cpu.id} after reset")
+
+    def test_x2apic_registers_fault_in_xapic_mode(self) -> None:
+        """The MSRs of x2APIC mode raise #GP in xAPIC mode."""
+        cpu = self.boot().cpu
+        rule = "the registers of x2APIC mode raise #GP in xAPIC mode"
+        check(cpu.read_msr(reg.X2APIC_MSR_BASE + (reg.ID >> 4)) is None, rule, "the id could be read")
+        check(not cpu.write_msr(reg.X2APIC_MSR_BASE + (reg.EOI >> 4), 0), rule, "EOI could be written")
+
+    @needs(IrqChipCap.X2APIC)
+    def test_x2apic_registers(self) -> None:
+        """In x2APIC mode the registers are MSRs; the id has 32 bits."""
+        machine = self._switched(2)
+        for cpu in machine.cpus:
+            check_equal(cpu.apic_read(reg.ID), cpu.id, "the x2APIC id is the number of the vCPU")
+            cpu.apic_write(reg.TPR, 0x30 + cpu.id)
+            check_equal(cpu.apic_read(reg.TPR), 0x30 + cpu.id, "TPR reads as written in x2APIC mode")
+
+    @needs(IrqChipCap.X2APIC)
+    def test_interrupts_in_x2apic_mode(self) -> None:
+        """Interrupts come and are ended in x2APIC mode."""
+        machine = self._switched()
+        machine.pin(5, 0x45)
+        for _ in range(3):
+            machine.pulse(5)
+            machine.cpu.expect(0x45, rule="a pin interrupts in x2APIC mode")
+
+    @needs(IrqChipCap.X2APIC)
+    def test_level_in_x2apic_mode(self) -> None:
+        """An EOI by MSR lowers and resamples the line."""
+        machine = self._switched()
+        machine.pin(10, 0x4A, level=True)
+        event = machine.level(10)
+        for _ in range(2):
+            event.trigger()
+            machine.cpu.expect(0x4A, rule="a level event interrupts once for each signal")
+            rule = "an EOI in x2APIC mode signals the resample event"
+            check(event.clear_resample(machine.patience), rule, "it was not signalled")
+
+    @needs(IrqChipCap.X2APIC)
+    def test_switch_keeps_what_is_pending(self) -> None:
+        """What is pending, and registers that both modes have, stay through the switch."""
+        machine = self.boot()
+        machine.cpu.apic_write(reg.TPR, 0x20)
+        machine.send_msi(0x51)
+        check(machine.cpu.enter_x2apic(), SWITCH, "that raised #GP")
+        check_equal(machine.cpu.apic_read(reg.TPR), 0x20, "TPR stays when the mode changes")
+        machine.cpu.expect(0x51, rule="a pending interrupt stays when the mode changes")
+
+    @needs(IrqChipCap.X2APIC)
+    def test_page_is_dead_in_x2apic_mode(self) -> None:
+        """The register page is not the local APIC's in x2APIC mode."""
+        cpu = self._switched().cpu
+        cpu.apic_write(reg.TPR, 0x20)
+        cpu.store(reg.LAPIC_BASE + reg.TPR, 0x70)
+        rule = "the register page is dead in x2APIC mode"
+        check_equal(cpu.apic_read(reg.TPR), 0x20, rule)
+        check(cpu.load(reg.LAPIC_BASE + reg.TPR) != 0x20, rule, "TPR can be read there")
+
+    @needs(IrqChipCap.X2APIC)
+    def test_no_way_back_but_by_disabling(self) -> None:
+        """From x2APIC mode straight to xAPIC mode raises #GP and changes nothing."""
+        cpu = self._switched().cpu
+        base = base_of(cpu)
+        rule = "the way from x2APIC mode to xAPIC mode is by disabling"
+        check(not cpu.write_msr(reg.IA32_APIC_BASE, base & ~reg.APIC_BASE_EXTD), rule, "EXTD could be cleared alone")
+        check_equal(hex(base_of(cpu)), hex(base), rule)
+        check(cpu.write_msr(reg.IA32_APIC_BASE, reg.LAPIC_BASE | base & reg.APIC_BASE_BSP), rule, "that raised #GP")
+        check(cpu.write_msr(reg.IA32_APIC_BASE, base & ~reg.APIC_BASE_EXTD), rule, "enabling again raised #GP")
+        cpu.x2apic = False
+        check_equal(cpu.apic_read(reg.ID) >> 24, cpu.id, "the register page is back in xAPIC mode")
+
+    @needs(IrqChipCap.X2APIC)
+    def test_x2apic_not_from_disabled(self) -> None:
+        """From disabled straight to x2APIC mode raises #GP."""
+        cpu = self.boot().cpu
+        base = base_of(cpu)
+        check(cpu.write_msr(reg.IA32_APIC_BASE, base & ~reg.APIC_BASE_EN), "the APIC can be disabled", "it raised #GP")
+        refused = not cpu.write_msr(reg.IA32_APIC_BASE, base | reg.APIC_BASE_EXTD)
+        check(refused, "x2APIC mode is entered from xAPIC mode only", "it was entered from disabled")
+
+    @needs(IrqChipCap.X2APIC)
+    def test_x2apic_bit_without_enable(self) -> None:
+        """EXTD without EN raises #GP."""
+        cpu = self.boot().cpu
+        base = base_of(cpu)
+        refused = not cpu.write_msr(reg.IA32_APIC_BASE, base & ~reg.APIC_BASE_EN | reg.APIC_BASE_EXTD)
+        check(refused, "IA32_APIC_BASE with EXTD and without EN raises #GP", "it was accepted")
+
+    @needs(IrqChipCap.X2APIC)
+    def test_reserved_registers_in_x2apic_mode(self) -> None:
+        """Reserved registers, and reading EOI or writing the id, raise #GP."""
+        cpu = self._switched().cpu
+        rule = "a register that x2APIC mode does not have raises #GP"
+        check(cpu.read_msr(NO_REGISTER) is None, rule, "a reserved one could be read")
+        check(not cpu.write_msr(reg.X2APIC_MSR_BASE + (reg.ID >> 4), 0), rule, "the id could be written")
+        check(cpu.read_msr(reg.X2APIC_MSR_BASE + (reg.DFR >> 4)) is None, rule, "DFR could be read")
+
+    @needs(IrqChipCap.X2APIC)
+    def test_eoi_must_be_zero_in_x2apic_mode(self) -> None:
+        """Writing anything but 0 to EOI raises #GP."""
+        cpu = self._switched().cpu
+        refused = not cpu.write_msr(reg.X2APIC_MSR_BASE + (reg.EOI >> 4), 1)
+        check(refused, "EOI takes only 0 in x2APIC mode", "1 was accepted")
+
+    def test_disabled_apic(self) -> None:
+        """A local APIC disabled by IA32_APIC_BASE takes no message; enabled again, it does."""
+        machine = self.boot()
+        cpu = machine.cpu
+        base = base_of(cpu)
+        check(cpu.write_msr(reg.IA32_APIC_BASE, base & ~reg.APIC_BASE_EN), "the APIC can be disabled", "it raised #GP")
+        machine.send_msi(0x51)
+        cpu.expect_nothing(rule="a disabled local APIC takes no message")
+        check(cpu.write_msr(reg.IA32_APIC_BASE, base), "the APIC can be enabled again", "it raised #GP")
+        cpu.apic_write(reg.SPIV, reg.SPIV_SOFTWARE_ENABLE | SPURIOUS_VECTOR)
+        machine.send_msi(0x61)
+        cpu.expect(0x61, rule="a local APIC that was enabled again takes messages")
+
+    def test_nmi_while_software_disabled(self) -> None:
+        """A software-disabled local APIC still takes NMIs."""
+        machine = self.boot()
+        machine.cpu.apic_write(reg.SPIV, SPURIOUS_VECTOR)
+        machine.send_msi(0, mode=msi.NMI)
+        machine.cpu.expect(2, rule="a software-disabled local APIC takes NMIs", eoi=Eoi.NONE)
+
+    def test_masks_of_a_software_disabled_apic(self) -> None:
+        """While software-disabled, all entries of the local vector table are masked and stay so."""
+        cpu = self.boot().cpu
+        cpu.apic_write(reg.SPIV, SPURIOUS_VECTOR)
+        cpu.apic_write(reg.LVT_ERROR, 0x50)
+        rule = "a software-disabled local APIC keeps its local vector table masked"
+        check(cpu.apic_read(reg.LVT_ERROR) & reg.LVT_MASKED, rule, "an entry could be unmasked")

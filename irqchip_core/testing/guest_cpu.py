@@ -1,0 +1,368 @@
+"""One vCPU of the conformance kit's machine: what its guest does, step by step, and the interrupts it takes.
+
+Everything runs on the caller's thread, as a VMM's vCPU thread would do it; nothing executes between two calls.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from irqchip_core.chip import VcpuRunState
+from irqchip_core.exits import (
+    Exit,
+    HltExit,
+    InterruptedExit,
+    IoapicEoiExit,
+    IoExit,
+    IrqWindowExit,
+    MmioExit,
+    MsrExit,
+    SetTprExit,
+)
+from irqchip_core.testing import agent
+from irqchip_core.testing.agent import Operation
+from irqchip_core.testing.verdict import Nonconforming, NotApplicable, check, difference, vectors
+from irqchip_core.vcpu import VcpuX86_64
+from irqchip_core.x86 import lapic_registers as reg
+
+if TYPE_CHECKING:
+    from irqchip_core.testing.machine import Machine
+
+MASKED, EXTINT_MODE, NMI_MODE = reg.LVT_MASKED, 7 << 8, 4 << 8
+SPURIOUS_VECTOR = 0xFF
+PIC_EOI = 0x20  # OCW2, non-specific
+PRIMARY_COMMAND, SECONDARY_COMMAND = 0x20, 0xA0
+MOST_SURPLUS = 8  # interrupts that nobody expects are not taken for ever
+
+
+class Eoi(enum.IntFlag):
+    """What the guest ends an interrupt with."""
+
+    NONE = 0
+    LAPIC = 1
+    PRIMARY = 2
+    SECONDARY = 4
+
+
+class GuestCpu:
+    """A vCPU with its guest.
+
+    Args:
+        machine: Its machine.
+        vcpu: The vCPU, which the chip knows already.
+
+    Attributes:
+        taken: Every vector its guest has taken, in order.
+        started: Vector of each start-up IPI that made it execute.
+        x2apic: Whether its guest uses MSRs for the local APIC.
+    """
+
+    def __init__(self, machine: Machine, vcpu: VcpuX86_64) -> None:
+        self.machine = machine
+        self.vcpu = vcpu
+        self.id = vcpu.id
+        self.taken: list[int] = []
+        self.started: list[int] = []
+        self.x2apic = False
+        self.mailbox = agent.Mailbox(machine.memory, vcpu.id)
+        self._mmio = machine.mmio_bus.for_vcpu(vcpu.id)
+        self._io = machine.io_bus.for_vcpu(vcpu.id)
+        self._seen = 0  # how many of `taken` were asked for
+        self._command: memoryview | None = None
+        self._timeout = False
+
+    # Running
+
+    def do(self, operation: Operation, first: int = 0, second: int = 0, *, patience: float | None = None) -> int:
+        """Let the guest perform `operation`; what it read.
+
+        Raises:
+            Nonconforming: It does not come to the end of it.
+        """
+        if not self._perform(operation, first, second, patience):
+            raise Nonconforming(f"a runnable vCPU executes, but vCPU {self.id} did not come to the end of an operation")
+        return self.mailbox.result()
+
+    def _perform(self, operation: Operation, first: int, second: int, patience: float | None) -> bool:
+        if self._command is None and not self._run(patience):
+            return False
+        assert self._command is not None
+        self.mailbox.put(first, second)
+        self._command[:] = int(operation).to_bytes(4, "little")
+        self._command = None
+        return self._run(patience)
+
+    def run_until_started(self) -> int | None:
+        """Run a vCPU that waits for a start-up IPI; the vector it starts with, or None if it does not."""
+        before = len(self.started)
+        self._command = None
+        self._run(None, until_started=True)
+        return self.started[-1] if len(self.started) > before else None
+
+    def enter_agent(self) -> None:
+        """Give a vCPU, after a start-up IPI for instance, the guest anew."""
+        self.vcpu.kick()
+        while not isinstance(self.vcpu.run(), InterruptedExit):  # completes the access it was at
+            pass
+        agent.enter(self.vcpu)
+        self._command = None
+
+    def _run(self, patience: float | None, *, until_started: bool = False) -> bool:
+        """Run as a VMM does until the guest asks for an operation; False if that takes too long."""
+        chip, vcpu = self.machine.chip, self.vcpu
+        timer = threading.Timer(self.machine.patience if patience is None else patience, self._expire)
+        timer.daemon = True
+        self._timeout = False
+        timer.start()
+        try:
+            chip.inject_interrupts(vcpu)  # after the exit at which it was left
+            while not self._timeout:
+                if chip.wait_until_runnable(vcpu) is VcpuRunState.INTERRUPTED:
+                    continue
+                exit_ = vcpu.run()
+                if isinstance(exit_, IoExit) and exit_.port == agent.COMMAND:
+                    self._command = exit_.data
+                    return True
+                self._serve(exit_)
+                if until_started and self.started:
+                    return True
+                chip.inject_interrupts(vcpu)
+            return False
+        finally:
+            timer.cancel()
+            timer.join()
+
+    def _expire(self) -> None:
+        self._timeout = True
+        self.vcpu.kick()
+        self.machine.chip.kick_halted_vcpus()
+
+    def _serve(self, exit_: Exit) -> None:
+        match exit_:
+            case IoExit(port=agent.TAKEN):
+                self.taken.append(exit_.data[0])
+            case IoExit(port=agent.STARTED):
+                self.started.append(exit_.data[0])
+            case IoExit(port=agent.CRASHED):
+                raise Nonconforming(
+                    f"only what was sent interrupts a guest, but vCPU {self.id} got exception {exit_.data[0]}"
+                )
+            case IoExit():
+                self._io_access(exit_)
+            case MmioExit(is_write=True):
+                self._mmio.write(exit_.address, len(exit_.data), int.from_bytes(exit_.data, "little"))
+            case MmioExit():
+                value = self._mmio.read(exit_.address, len(exit_.data))
+                exit_.data[:] = _answer(value, len(exit_.data))
+            case MsrExit():
+                if not self.machine.chip.handle_msr(self.vcpu, exit_):
+                    self.vcpu.complete_msr(fault=True)
+            case HltExit():
+                self.machine.chip.halted(self.id)
+            case IoapicEoiExit():
+                self.machine.chip.broadcast_eoi(exit_.vector)
+            case InterruptedExit() | IrqWindowExit() | SetTprExit():
+                pass
+            case _:
+                where = self.vcpu.get_regs().rip
+                raise Nonconforming(f"a guest runs on, but vCPU {self.id} ended with {exit_} at RIP {where:#x}")
+
+    def _io_access(self, exit_: IoExit) -> None:
+        value = int.from_bytes(exit_.data, "little")
+        if exit_.is_write:
+            self._io.write(exit_.port, exit_.size, value)
+        else:
+            exit_.data[:] = _answer(self._io.read(exit_.port, exit_.size), exit_.size)
+
+    def background(self, operation: Operation) -> Future[bool]:
+        """Perform `operation` on a thread of its own; the result is whether it came to its end."""
+        done: Future[bool] = Future()
+
+        def perform() -> None:
+            try:
+                done.set_result(self._perform(operation, 0, 0, None))
+            except BaseException as error:  # for whoever asks for the result
+                done.set_exception(error)
+
+        threading.Thread(target=perform, name=f"vCPU {self.id}", daemon=True).start()
+        return done
+
+    # Taking interrupts
+
+    def look(self) -> int | None:
+        """Let in what is pending now, one interrupt; its vector, or None."""
+        self.machine.settle()
+        if len(self.taken) == self._seen:
+            self.do(Operation.OPEN)
+        return self._next()
+
+    def take(self) -> int | None:
+        """Halt until an interrupt comes; its vector, or None if none does."""
+        if len(self.taken) == self._seen:
+            self._perform(Operation.HALT, 0, 0, None)
+        return self._next()
+
+    def _next(self) -> int | None:
+        if len(self.taken) == self._seen:
+            return None
+        self._seen += 1
+        return self.taken[self._seen - 1]
+
+    def expect(self, *expected: int, rule: str, eoi: Eoi = Eoi.LAPIC) -> None:
+        """Demand that exactly these interrupts come, in this order, each ended with `eoi` before the next."""
+        self._expect(expected, rule, eoi, ordered=True)
+
+    def expect_all(self, expected: Iterable[int], *, rule: str, eoi: Eoi = Eoi.LAPIC) -> None:
+        """Demand that exactly these interrupts come, in any order."""
+        self._expect(sorted(expected), rule, eoi, ordered=False)
+
+    def expect_nothing(self, *, rule: str) -> None:
+        """Demand that no interrupt is pending."""
+        self._expect((), rule, Eoi.LAPIC, ordered=True)
+
+    def expect_next(self, expected: int, *, rule: str) -> None:
+        """Demand that this interrupt comes next. It is not ended."""
+        vector = self.take()
+        if fault := difference([] if vector is None else [vector], [expected]):
+            raise Nonconforming(f"{rule}, but on vCPU {self.id} {fault}")
+
+    def _expect(self, expected: Sequence[int], rule: str, eoi: Eoi, *, ordered: bool) -> None:
+        got: list[int] = []
+        while len(got) < len(expected) and (vector := self.take()) is not None:
+            got.append(vector)
+            self.end(eoi)
+        if len(got) == len(expected):
+            while len(got) < len(expected) + MOST_SURPLUS and (vector := self.look()) is not None:
+                got.append(vector)
+                self.end(eoi)
+        if fault := difference(got if ordered else sorted(got), expected):
+            raise Nonconforming(f"{rule}, but on vCPU {self.id} {fault}")
+
+    def expect_blocked(self, *, rule: str) -> None:
+        """Demand that nothing pending gets through now."""
+        vector = self.look()
+        check(vector is None, rule, f"vCPU {self.id} took {vectors([vector or 0])}")
+
+    def end(self, eoi: Eoi) -> None:
+        """End the interrupt in service."""
+        if eoi & Eoi.SECONDARY:
+            self.out(SECONDARY_COMMAND, PIC_EOI)
+        if eoi & Eoi.PRIMARY:
+            self.out(PRIMARY_COMMAND, PIC_EOI)
+        if eoi & Eoi.LAPIC:
+            self.apic_write(reg.EOI, 0)
+
+    # What the guest reads and writes
+
+    def out(self, port: int, value: int) -> None:
+        """OUT, one byte."""
+        self.do(Operation.OUT, port, value)
+
+    def in_(self, port: int) -> int:
+        """IN, one byte."""
+        return self.do(Operation.IN, port)
+
+    def store(self, address: int, value: int) -> None:
+        """A 32-bit store."""
+        self.do(Operation.STORE, address, value)
+
+    def load(self, address: int) -> int:
+        """A 32-bit load."""
+        return self.do(Operation.LOAD, address)
+
+    def read_msr(self, index: int) -> int | None:
+        """RDMSR; None if it raises #GP."""
+        value = self.do(Operation.READ_MSR, index)
+        return None if self.mailbox.faulted() else value
+
+    def write_msr(self, index: int, value: int) -> bool:
+        """WRMSR; False if it raises #GP."""
+        self.do(Operation.WRITE_MSR, index, value)
+        return not self.mailbox.faulted()
+
+    def read_tsc(self) -> int:
+        """RDTSC."""
+        return self.do(Operation.READ_TSC)
+
+    # The local APIC, in whichever mode
+
+    def apic_read(self, offset: int) -> int:
+        """A register of the local APIC, by its offset in the page."""
+        if not self.x2apic:
+            return self.load(reg.LAPIC_BASE + offset)
+        value = self.read_msr(reg.X2APIC_MSR_BASE + (offset >> 4))
+        check(value is not None, f"APIC register {offset:#x} is readable in x2APIC mode", "it raised #GP")
+        return value or 0
+
+    def apic_write(self, offset: int, value: int) -> None:
+        """Write such a register."""
+        if not self.x2apic:
+            self.store(reg.LAPIC_BASE + offset, value)
+        else:
+            fine = self.write_msr(reg.X2APIC_MSR_BASE + (offset >> 4), value)
+            check(fine, f"{value:#x} can be written to APIC register {offset:#x} in x2APIC mode", "it raised #GP")
+
+    def apic_bits(self, first: int) -> set[int]:
+        """The vectors in ISR, TMR or IRR."""
+        words = [self.apic_read(first + 0x10 * word) for word in range(8)]
+        return {32 * word + bit for word in range(8) for bit in range(32) if words[word] >> bit & 1}
+
+    def enable_apic(self) -> None:
+        """What firmware does: software-enable it, PICs to LINT0 of the boot processor, NMI to LINT1."""
+        self.apic_write(reg.SPIV, reg.SPIV_SOFTWARE_ENABLE | SPURIOUS_VECTOR)
+        self.apic_write(reg.LVT_LINT0, EXTINT_MODE if self.id == 0 else MASKED)
+        self.apic_write(reg.LVT_LINT1, NMI_MODE)
+
+    def enter_x2apic(self) -> bool:
+        """Switch to x2APIC mode; False if that raises #GP."""
+        base = self.read_msr(reg.IA32_APIC_BASE) or 0
+        self.x2apic = self.write_msr(reg.IA32_APIC_BASE, base | reg.APIC_BASE_EN | reg.APIC_BASE_EXTD)
+        return self.x2apic
+
+    def send_ipi(self, command: int, destination: int = 0) -> None:
+        """Write the interrupt command register.
+
+        Args:
+            command: Bits 0-31.
+            destination: An APIC id or logical destination.
+        """
+        if self.x2apic:
+            fine = self.write_msr(reg.X2APIC_MSR_BASE + (reg.ICR_LOW >> 4), destination << 32 | command)
+            check(fine, "an IPI can be sent in x2APIC mode", f"the command {command:#x} raised #GP")
+        else:
+            self.store(reg.LAPIC_BASE + reg.ICR_HIGH, destination << 24)
+            self.store(reg.LAPIC_BASE + reg.ICR_LOW, command)
+
+    def require_eoi(self) -> None:
+        """For scenarios that need interrupts to stay in service until their EOI.
+
+        Raises:
+            NotApplicable: The local APIC is the hypervisor's, and ends interrupts as it delivers them. (kvm_pvm's does;
+                seen on Linux 6.18.) A chip whose local APICs are its own has no such excuse.
+        """
+        if self.machine.apics_in_chip:
+            return
+        self.machine.send_msi(0xF0, destination=self.id)
+        self.expect(0xF0, rule="an MSI interrupts", eoi=Eoi.NONE)
+        in_service = self.apic_bits(reg.ISR)
+        self.end(Eoi.LAPIC)
+        self.forget()
+        if 0xF0 not in in_service:
+            raise NotApplicable(
+                "needs a local APIC that waits for its EOI; this hypervisor's ends interrupts at delivery, as "
+                "kvm_pvm's does: run it on kvm_intel or kvm_amd"
+            )
+
+    def forget(self) -> None:
+        """Leave what was taken so far out of the record."""
+        self.taken.clear()
+        self._seen = 0
+
+
+def _answer(value: int | None, size: int) -> bytes:
+    """What a read gives; all ones where there is no device, as on a PC."""
+    return b"\xff" * size if value is None else value.to_bytes(size, "little")
