@@ -120,7 +120,7 @@ def test_bad_counts_of_vcpus(vcpu_count: int) -> None:
 
 
 def test_a_hypervisor_without_what_the_chip_needs_is_told_by_name() -> None:
-    refusal = probe(SimpleNamespace(hypervisor="thin", map_memory=None)).refusal  # type: ignore[arg-type]
+    refusal = probe(SimpleNamespace(hypervisor="thin", map_memory=None)).refusal
     assert refusal is not None
     assert refusal.startswith("the VM of hypervisor thin lacks ")
     assert "exit_on_msrs" in refusal
@@ -142,14 +142,14 @@ def test_capabilities_are_what_the_hypervisor_lets_the_chip_do() -> None:
 
 def test_wrong_vcpus(board: Board) -> None:
     for vcpu_id in (-1, 2):
-        with pytest.raises(UnknownVcpu, match=f"there is no vCPU {vcpu_id}"):
+        with pytest.raises(UnknownVcpu, match=f"vCPU {vcpu_id} is beyond the 2 the chip was made for"):
             board.chip.add_vcpu(vcpu_id, FakeVcpu(vcpu_id))
-        with pytest.raises(UnknownVcpu):
+        with pytest.raises(UnknownVcpu, match=f"there is no vCPU {vcpu_id}"):
             board.chip.halted(vcpu_id)
         with pytest.raises(UnknownVcpu):
             board.chip.get_mp_state(vcpu_id)
     with pytest.raises(WrongType, match="it is a SimpleNamespace"):
-        board.chip.add_vcpu(0, SimpleNamespace(id=0))  # type: ignore[arg-type]
+        board.chip.add_vcpu(0, SimpleNamespace(id=0))
     with pytest.raises(UnknownVcpu, match="is not the chip's"):
         board.chip.inject_interrupts(FakeVcpu(0))
 

@@ -15,6 +15,7 @@ from attrs import frozen
 from typing_extensions import override
 
 from irqchip_core.allocator import SystemAllocator
+from irqchip_core.arguments import check_int, check_type
 from irqchip_core.bus import Access, Bus, BusDevice
 from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
 from irqchip_core.clock import Clock, MonotonicClock
@@ -105,10 +106,7 @@ class UserspaceIrqChip(IrqChipX86_64):
         refusal = probe(vm).refusal
         if refusal is not None:
             raise WrongType(refusal, subject=NAME, argument="vm", remedy="give a VM of irqchip_core.vcpu.Vm's protocol")
-        if not 1 <= vcpu_count <= MAX_VCPUS:
-            raise InvalidArgument(
-                f"{vcpu_count} vCPUs", subject=NAME, argument="vcpu_count", remedy=f"give 1 to {MAX_VCPUS}"
-            )
+        check_int(vcpu_count, 1, MAX_VCPUS, subject=NAME, argument="vcpu_count")
         self._shared = _Shared(vcpu_count)
         self._clock: Clock = clock if clock is not None else MonotonicClock()
         self._capabilities = _capabilities(vm)
@@ -149,14 +147,13 @@ class UserspaceIrqChip(IrqChipX86_64):
 
     def _processor(self, vcpu_id: int) -> Processor:
         self._check_open()
-        if not 0 <= vcpu_id < len(self._processors):
+        check_type(vcpu_id, int, subject=NAME, argument="vcpu_id")
+        processor = self._processors[vcpu_id] if 0 <= vcpu_id < len(self._processors) else None
+        if processor is None or processor.vcpu is None:
             raise UnknownVcpu(
-                f"there is no vCPU {vcpu_id}",
-                subject=NAME,
-                argument="vcpu_id",
-                remedy=f"the chip was made for {len(self._processors)}",
+                f"there is no vCPU {vcpu_id}", subject=NAME, argument="vcpu_id", remedy="give it to add_vcpu first"
             )
-        return self._processors[vcpu_id]
+        return processor
 
     def _own(self, vcpu: Vcpu) -> Processor:
         processor = self._processor(vcpu.id)
@@ -193,7 +190,15 @@ class UserspaceIrqChip(IrqChipX86_64):
 
     @override
     def add_vcpu(self, vcpu_id: int, vcpu: Vcpu) -> None:
-        processor = self._processor(vcpu_id)
+        self._check_open()
+        check_type(vcpu_id, int, subject=NAME, argument="vcpu_id")
+        if not 0 <= vcpu_id < len(self._processors):
+            raise UnknownVcpu(
+                f"vCPU {vcpu_id} is beyond the {len(self._processors)} the chip was made for",
+                subject=NAME,
+                argument="vcpu_id",
+                remedy="make the chip with a larger vcpu_count",
+            )
         if not isinstance(vcpu, VcpuX86_64):
             raise WrongType(
                 f"it is a {type(vcpu).__name__}",
@@ -201,6 +206,11 @@ class UserspaceIrqChip(IrqChipX86_64):
                 argument="vcpu",
                 remedy="give a vCPU of irqchip_core.vcpu.VcpuX86_64's protocol",
             )
+        if vcpu.id != vcpu_id:
+            raise InvalidArgument(
+                f"it is vCPU {vcpu.id}, not {vcpu_id}", subject=NAME, argument="vcpu", remedy="add it as its own number"
+            )
+        processor = self._processors[vcpu_id]
         sregs = vcpu.get_sregs()
         with self._lock:
             processor.vcpu = vcpu
@@ -308,19 +318,23 @@ class UserspaceIrqChip(IrqChipX86_64):
     @override
     def set_mp_state(self, vcpu_id: int, state: MPState) -> None:
         processor = self._processor(vcpu_id)
+        check_type(state, MPState, subject=NAME, argument="state")
         if state is MPState.STOPPED:
             raise InvalidArgument(
                 "x86 has no such state", subject=NAME, argument="state", remedy="give another MPState"
             )
         with self._lock:
-            processor.mp_state = MPState(state)
+            processor.mp_state = state
             processor.wake()
 
     # Messages and the PICs' output, with the lock held
 
-    def _deliver(self, message: Message, source: Lapic | None = None) -> None:
-        for lapic in self._destinations.deliver(message, source):
+    def _deliver(self, message: Message, source: Lapic | None = None) -> bool:
+        """Give a message to those it is for; False if there is nobody."""
+        takers = self._destinations.deliver(message, source)
+        for lapic in takers:
             self._processors[lapic.apic_id].wake()
+        return bool(takers)
 
     def _interrupt_line_changed(self, level: bool) -> None:
         processor = self._processors[0]
@@ -432,25 +446,26 @@ class UserspaceIrqChip(IrqChipX86_64):
             self.observers.event_unregistered(self, irq)
 
     def _check_gsi(self, irq: int) -> None:
-        if not 0 <= irq < 1 << 32:
-            raise InvalidArgument(
-                f"GSI {irq} is out of range", subject=NAME, argument="irq", remedy="give an unsigned 32-bit number"
-            )
+        check_int(irq, 0, (1 << 32) - 1, subject=NAME, argument="irq")
 
     @override
     def register_edge_irq_event(self, irq: int, event: IrqEdgeEvent, source: IrqEventSource) -> IrqEventIndex:
+        check_type(event, IrqEdgeEvent, subject=NAME, argument="event")
         return self._register(irq, event, source)
 
     @override
     def unregister_edge_irq_event(self, irq: int, event: IrqEdgeEvent) -> None:
+        check_type(event, IrqEdgeEvent, subject=NAME, argument="event")
         self._unregister(irq, event.get_trigger())
 
     @override
     def register_level_irq_event(self, irq: int, event: IrqLevelEvent, source: IrqEventSource) -> IrqEventIndex:
+        check_type(event, IrqLevelEvent, subject=NAME, argument="event")
         return self._register(irq, event, source)
 
     @override
     def unregister_level_irq_event(self, irq: int, event: IrqLevelEvent) -> None:
+        check_type(event, IrqLevelEvent, subject=NAME, argument="event")
         self._unregister(irq, event.get_trigger())
 
     @override
@@ -479,13 +494,13 @@ class UserspaceIrqChip(IrqChipX86_64):
     @override
     def service_irq_event(self, index: IrqEventIndex) -> None:
         self._check_open()
+        check_type(index, int, subject=NAME, argument="index")
         self._board.service_event(index)
 
     @override
     def broadcast_eoi(self, vector: int) -> None:
         self._check_open()
-        if not 0 <= vector <= 0xFF:
-            raise InvalidArgument(f"{vector} is no vector", subject=NAME, argument="vector", remedy="give 0 to 255")
+        check_int(vector, 0, 0xFF, subject=NAME, argument="vector")
         self._board.broadcast_eoi(vector)
 
     @override
@@ -509,6 +524,7 @@ class UserspaceIrqChip(IrqChipX86_64):
     @override
     def check_capability(self, capability: IrqChipCap) -> bool:
         self._check_open()
+        check_type(capability, IrqChipCap, subject=NAME, argument="capability")
         return capability in self._capabilities
 
     # The x86 extension
