@@ -11,15 +11,13 @@ from irqchip_core.selection import create_vm
 from irqchip_core.x86.state import LapicState
 from irqchip_kvm import KvmVm
 from irqchip_kvm_kernel.chip import KvmKernelIrqChip
-from tests.chips.taker import Eoi, Taker, ioapic_entry, program_ioapic, program_pics
+from tests.chips.taker import HIGH_MARKER, Eoi, Taker, ioapic_entry, program_ioapic, program_pics
 
 pytestmark = pytest.mark.kvm
 
 ISR, IRR = 0x10, 0x20
 """First registers, each 16 bytes from the next (Intel SDM vol. 3, table 12-1)."""
 REMOTE_IRR = 1 << 14
-HIGH = 0xE1
-"""A vector of a higher priority class than those under test."""
 
 
 @pytest.fixture
@@ -63,11 +61,11 @@ def test_an_interrupt_in_service_blocks_its_class_and_lower_ones_only(taker: Tak
     send(taker, 0x41)
     send(taker, 0x5F)
     send(taker, 0x61)
-    assert taker.take_until_marker(Eoi.LAPIC, marker=HIGH) == []  # it, and then 0x61, end themselves only
+    assert taker.take_until_marker(Eoi.LAPIC, marker=HIGH_MARKER) == []  # it, and then 0x61, end themselves only
     assert taker.take(Eoi.LAPIC) == 0x61
-    assert taker.take_until_marker(Eoi.LAPIC, marker=HIGH) == []
+    assert taker.take_until_marker(Eoi.LAPIC, marker=HIGH_MARKER) == []
     state = taker.chip.get_lapic_state(0)
-    assert (vectors(state, ISR), vectors(state, IRR)) == ([0x51, HIGH], [0x41, 0x5F])
+    assert (vectors(state, ISR), vectors(state, IRR)) == ([0x51, HIGH_MARKER], [0x41, 0x5F])
 
 
 def test_remote_irr_is_set_from_delivery_to_eoi(taker: Taker) -> None:
