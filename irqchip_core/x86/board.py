@@ -272,11 +272,11 @@ class Board:
     def set_routes(self, routes: RoutingTable) -> None:
         """Replace all routes. A line that is high lets go of its old pins and asserts the new ones."""
         with self.ioapic_lock, self.lock:
-            high = [(gsi, self.routes[gsi]) for gsi in self._asserted]
-            for _, sources in high:
-                self._drive(sources, False)
+            moved = [gsi for gsi in self._asserted if self.routes[gsi] != routes[gsi]]
+            for gsi in moved:
+                self._drive(self.routes[gsi], False)
             self.routes = routes
-            for gsi, _ in high:
+            for gsi in moved:
                 if routes[gsi]:
                     self._drive(routes[gsi], True)
                 else:
