@@ -121,7 +121,8 @@ def test_bad_counts_of_vcpus(vcpu_count: int) -> None:
 
 
 def test_a_hypervisor_without_what_the_chip_needs_is_told_by_name() -> None:
-    refusal = probe(SimpleNamespace(hypervisor="thin", map_memory=None)).refusal
+    thin: Any = SimpleNamespace(hypervisor="thin", map_memory=None)
+    refusal = probe(thin).refusal
     assert refusal is not None
     assert refusal.startswith("the VM of hypervisor thin lacks ")
     assert "exit_on_msrs" in refusal
@@ -149,8 +150,9 @@ def test_wrong_vcpus(board: Board) -> None:
             board.chip.halted(vcpu_id)
         with pytest.raises(UnknownVcpu):
             board.chip.get_mp_state(vcpu_id)
+    thin: Any = SimpleNamespace(id=0)
     with pytest.raises(WrongType, match="it is a SimpleNamespace"):
-        board.chip.add_vcpu(0, SimpleNamespace(id=0))
+        board.chip.add_vcpu(0, thin)
     with pytest.raises(UnknownVcpu, match="is not the chip's"):
         board.chip.inject_interrupts(FakeVcpu(0))
 
