@@ -40,9 +40,13 @@ class KvmMachine:
     Args:
         vcpus: How many; APIC ids from 0.
         pit: Whether there is a PIT, too.
+
+    Attributes:
+        accesses: How many there were: to registers and lines, messages sent, and interrupts taken.
     """
 
     def __init__(self, vcpus: int = 1, *, pit: bool = False) -> None:
+        self.accesses = 0
         self._asserted: set[int] = set()
         with Kvm() as kvm:
             self.vm = kvm.create_vm()
@@ -121,6 +125,7 @@ class KvmMachine:
         assert exit_.port == _DONE_PORT, exit_
 
     def _do(self, number: int, operation: int, address: int = 0, value: int = 0) -> tuple[int, bool, int]:
+        self.accesses += 1
         mailbox = _MAILBOX + _PAGE * number
         self._put(mailbox, _COMMAND.pack(operation, address, value, 0, 0, _NO_VECTOR))
         self._run(self.vcpus[number])
@@ -181,6 +186,7 @@ class KvmMachine:
         Where KVM runs on PVM (kvm_pvm, Linux 6.18) an interrupt is also ended as it is taken, and a level
         that is still asserted fires again. Other KVMs do not get here.
         """
+        accesses = self.accesses
         for each, state in zip(self.vcpus, lapics, strict=True):
             each.set_lapic_state(state)
         if self.vm.get_ioapic_state().redirect_table == ioapic.redirect_table:
@@ -194,16 +200,23 @@ class KvmMachine:
                 self.write(IOAPIC_BASE, 0x10 + 2 * pin)
                 self.write(IOAPIC_BASE + 0x10, entry & 0xFFFFFFFF)
         self.write(IOAPIC_BASE, ioapic.ioregsel)
+        self.accesses = accesses
 
-    # Lines
+    # Lines and messages
 
     def set_line(self, gsi: int, level: bool) -> None:
         """Drive a line, as `KvmVm.irq_line` does, and remember its level."""
+        self.accesses += 1
         if level:
             self._asserted.add(gsi)
         else:
             self._asserted.discard(gsi)
         self.vm.irq_line(gsi, level)
+
+    def signal_msi(self, address: int, data: int) -> None:
+        """Write a message, as `KvmVm.signal_msi` does."""
+        self.accesses += 1
+        self.vm.signal_msi(address, data)
 
     # Short names for the local APIC's page
 

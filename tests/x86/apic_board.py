@@ -187,7 +187,7 @@ class KvmBoard:
         self.machine.set_line(pin, bool(level))
 
     def send(self, address: int, data: int) -> None:
-        self.machine.vm.signal_msi(address, data)
+        self.machine.signal_msi(address, data)
 
     def write_lapic(self, number: int, offset: int, value: int) -> None:
         self.machine.write(LAPIC_BASE + offset, value, vcpu=number)
