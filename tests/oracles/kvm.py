@@ -28,7 +28,8 @@ _SIZE = {1: 0, 2: 1, 4: 2, 8: 3}
 _COMMAND = struct.Struct("<6Q")
 _NO_VECTOR = 0xFFFF
 
-_ISR, _IRR = 0x10, 0x20  # indices in LapicState.regs
+_SPIV, _ISR, _IRR = 0x0F, 0x10, 0x20  # indices in LapicState.regs
+_SPIV_SOFTWARE_ENABLE = 1 << 8
 _MASKED = 1 << 16  # in a redirection entry
 
 _X2APIC, _TSC_DEADLINE = 1 << 21, 1 << 24  # CPUID leaf 1, ECX
@@ -186,11 +187,16 @@ class KvmMachine:
         Where KVM runs on PVM (kvm_pvm, Linux 6.18) an interrupt is also ended as it is taken, and a level
         that is still asserted fires again. Other KVMs do not get here.
         """
-        accesses = self.accesses
+        if self.vm.get_ioapic_state().redirect_table != ioapic.redirect_table:
+            # Of disabled APICs, so that what none of them had accepted is refused again.
+            for each, state in zip(self.vcpus, lapics, strict=True):
+                each.set_lapic_state(_software_disabled(state))
+            self._put_back(ioapic)
         for each, state in zip(self.vcpus, lapics, strict=True):
             each.set_lapic_state(state)
-        if self.vm.get_ioapic_state().redirect_table == ioapic.redirect_table:
-            return
+
+    def _put_back(self, ioapic: IoapicState) -> None:
+        accesses = self.accesses
         # Setting the IOAPIC's state forgets asserted lines, or fires them: so let it see them while masked.
         masked = [entry | _MASKED for entry in ioapic.redirect_table]
         levels = sum(1 << line for line in self._asserted)
@@ -229,6 +235,12 @@ class KvmMachine:
 
 def _has(lapic: LapicState, first: int, vector: int) -> bool:
     return lapic.regs[first + vector // 32] >> vector % 32 & 1 != 0
+
+
+def _software_disabled(lapic: LapicState) -> LapicState:
+    regs = list(lapic.regs)
+    regs[_SPIV] &= ~_SPIV_SOFTWARE_ENABLE
+    return attrs.evolve(lapic, regs=regs)
 
 
 def _move_to_service(lapic: LapicState, vector: int) -> None:

@@ -45,6 +45,8 @@ class Difference(enum.Enum):
     LOWEST_PRIORITY_TO_ABSENT = enum.auto()
     LOWEST_PRIORITY_TO_DISABLED = enum.auto()
     MSI_BROADCAST_IN_X2APIC_MODE = enum.auto()
+    EOI_OF_OWN_ENTRIES_ONLY = enum.auto()
+    EOI_RESENDS_EDGES = enum.auto()
     IOAPIC_ABSENT_REGISTERS_READ_ONES = enum.auto()
     IOAPIC_WINDOW_OF_ANY_SIZE = enum.auto()
     IOAPIC_LEVEL_NMI = enum.auto()

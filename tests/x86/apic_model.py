@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from irqchip_core.x86 import lapic_registers as reg
-from irqchip_core.x86.msi import LOGICAL, Message
+from irqchip_core.x86.msi import LOGICAL, VECTOR_MASK, Message, decode_redirection_entry
 from tests.x86.apic_board import LINES, Board, KvmBoard
 from tests.x86.sequences import SequenceMachine, action, beginning
 
@@ -105,7 +105,25 @@ class IoapicMachine(ApicMachine):
 
     @action(number=NUMBERS)
     def end(self, number: int) -> None:
-        self.write_lapic(number, reg.EOI, 0)
+        if self.same_end(number):
+            self.write_lapic(number, reg.EOI, 0)
+
+    def same_end(self, number: int) -> bool:
+        """Whether KVM's IOAPIC does as ours at the EOI of what `number` has in service."""
+        lapic, ioapic = self.ours.lapics[number], self.ours.ioapic
+        vector = lapic.isr.bit_length() - 1
+        lines = ioapic.state(0).current_interrupt_level_bitmap
+        levels = False
+        sent_here = False
+        for pin, entry in enumerate(ioapic.entries):
+            if entry & VECTOR_MASK != vector:
+                continue
+            if entry & LEVEL:
+                levels = True
+                sent_here |= lapic in self.ours.bus.receivers(decode_redirection_entry(entry))
+            elif lines >> pin & 1:
+                return False  # EOI_RESENDS_EDGES
+        return sent_here or not levels  # EOI_OF_OWN_ENTRIES_ONLY
 
     @action(number=NUMBERS, enabled=(False, True))
     def software_enable(self, number: int, enabled: bool) -> None:
