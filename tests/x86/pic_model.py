@@ -197,7 +197,8 @@ class PicMachine(SequenceMachine):
     def elcr(self, select: int, value: int) -> None:
         self.both_write(ELCR[select], value)
         if self.has(Difference.ELCR_WAITS_FOR_LINE):
-            for line in range(8 * select, 8 * select + 8):
+            # High ones first, so that INT does not fall in between.
+            for line in sorted(range(8 * select, 8 * select + 8), key=lambda line: not self.lines[line]):
                 if line != 2:
                     self.oracle.set_line(line, self.lines[line])
 
