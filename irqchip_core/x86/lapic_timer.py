@@ -33,8 +33,8 @@ class LapicTimer:
     """
 
     __slots__ = (
-        "_longest_sleep", "_origin", "_tick", "divide", "hz", "initial_count", "mode", "running", "tsc_deadline", "tsc_hz",
-        "wake_at",
+        "_longest_sleep", "_origin", "_tick", "divide", "hz", "initial_count", "mode", "running", "tsc_deadline",
+        "tsc_hz", "wake_at",
     )  # fmt: skip
 
     def __init__(self, hz: int, tsc_hz: int) -> None:

@@ -33,6 +33,8 @@ def alone(rng: random.Random, expired: Deadline) -> int:
                 pic.set_line(value & 15, bool(value & 16))
             elif pic.interrupt_requested:
                 assert 0 <= pic.acknowledge() <= 0xFF
+                restored = Pic.from_state(*(pic.state(select) for select in PicSelect))
+                assert restored.interrupt_requested == pic.interrupt_requested
         accesses += BATCH
         assert 0 <= pic.ended <= 0xFFFF
         pic.ended = 0
