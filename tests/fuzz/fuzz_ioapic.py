@@ -96,7 +96,7 @@ def beside_kvm(rng: random.Random, expired: Deadline) -> int:
 
 
 PHASES = (
-    Phase("ioapic", "alone", play_of(IoapicFuzzer)),
+    Phase("ioapic", "alone", play_of(IoapicFuzzer), share=0.5),
     Phase("ioapic", "beside QEMU", beside_qemu, share=4, needs="qemu"),
     Phase("ioapic", "beside KVM", beside_kvm, share=4, needs="kvm"),
 )

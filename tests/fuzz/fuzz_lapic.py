@@ -117,6 +117,6 @@ def beside_kvm(rng: random.Random, expired: Deadline) -> int:
 
 
 PHASES = (
-    Phase("lapic", "alone", play_of(LapicFuzzer)),
-    Phase("lapic", "beside KVM", beside_kvm, share=7, needs="kvm"),
+    Phase("lapic", "alone", play_of(LapicFuzzer), share=0.5),
+    Phase("lapic", "beside KVM", beside_kvm, share=8, needs="kvm"),
 )

@@ -58,7 +58,7 @@ def beside_kvm(rng: random.Random, expired: Deadline) -> int:
 
 
 PHASES = (
-    Phase("pic", "alone", alone),
+    Phase("pic", "alone", alone, share=0.5),
     Phase("pic", "beside QEMU", beside_qemu, share=4, needs="qemu"),
     Phase("pic", "beside KVM", beside_kvm, share=4, needs="kvm"),
 )

@@ -116,8 +116,8 @@ def beside_kvm(rng: random.Random, expired: Deadline) -> int:
 
 
 PHASES = (
-    Phase("pit", "alone", alone),
-    Phase("pit", "beside single pulses", beside_single_pulses),
+    Phase("pit", "alone", alone, share=0.5),
+    Phase("pit", "beside single pulses", beside_single_pulses, share=0.5),
     Phase("pit", "beside QEMU", beside_qemu, share=1, needs="qemu"),
     Phase("pit", "beside QEMU", beside_running_qemu, share=4, needs="qemu"),
     Phase("pit", "beside KVM", beside_kvm, share=4, needs="kvm"),
