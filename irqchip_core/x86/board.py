@@ -204,9 +204,11 @@ class Board:
             self._asserted[gsi] = after
         else:
             self._asserted.pop(gsi, None)
-        self._drive(sources, bool(after))
+        self._drive(sources, after)
 
-    def _drive(self, sources: Iterable[object], high: bool) -> None:
+    def _drive(self, sources: Iterable[object], who: int) -> None:
+        """Put pins high if anybody asserts them. With both locks."""
+        high = who != 0
         for source in sources:
             if not isinstance(source, PinSource):
                 continue
@@ -215,7 +217,12 @@ class Board:
                 if message is not None and not self._deliver(message):
                     self.ioapic.refused(message)
             else:
-                self.pic.set_line(_PIC_LINES[source.chip] + source.pin, high)
+                line = _PIC_LINES[source.chip] + source.pin
+                if who == _RESAMPLED:
+                    self.pic.event_lines |= 1 << line
+                else:
+                    self.pic.event_lines &= ~(1 << line)
+                self.pic.set_line(line, high)
                 self.update_interrupt_line()
 
     def update_interrupt_line(self) -> None:
@@ -274,11 +281,11 @@ class Board:
         with self.ioapic_lock, self.lock:
             moved = [gsi for gsi in self._asserted if self.routes[gsi] != routes[gsi]]
             for gsi in moved:
-                self._drive(self.routes[gsi], False)
+                self._drive(self.routes[gsi], 0)
             self.routes = routes
             for gsi in moved:
                 if routes[gsi]:
-                    self._drive(routes[gsi], True)
+                    self._drive(routes[gsi], self._asserted[gsi])
                 else:
                     del self._asserted[gsi]
         self._find_level_lines()
@@ -350,7 +357,9 @@ class Board:
         with self.lock:
             states = [self.pic.state(PicSelect.PRIMARY), self.pic.state(PicSelect.SECONDARY)]
             states[select] = state
+            event_lines = self.pic.event_lines
             self.pic = Pic.from_state(*states)
+            self.pic.event_lines = event_lines
             self.update_interrupt_line()
 
     def get_ioapic_state(self) -> IoapicState:

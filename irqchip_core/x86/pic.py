@@ -168,14 +168,20 @@ class Pic:
             call `acknowledge`.
         ended: Lines 0-15, as bits, whose interrupt was ended (by an EOI, an automatic EOI, or an initialization
             that threw it away) since the owner last set this to 0. For a level-triggered line it is the time to
-            look at the device again. The line itself stays as it was driven.
+            look at the device again. The line itself stays as it was driven, unless it is one of `event_lines`.
+        event_lines: Lines 0-15, as bits, that only level events assert: the end of their interrupt takes them low
+            before INT follows, as KVM does it. Later they would have requested once more.
         ignored: Number of accesses that were ignored.
     """
 
-    __slots__ = ("_cascade", "_chips", "_line", "_primary", "_secondary", "ended", "ignored", "interrupt_requested")
+    __slots__ = (
+        "_cascade", "_chips", "_line", "_primary", "_secondary", "ended", "event_lines", "ignored",
+        "interrupt_requested",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.ended = 0
+        self.event_lines = 0
         self.ignored = 0
         self._load(PicState(), PicState())
 
@@ -268,13 +274,20 @@ class Pic:
         if chip.auto_eoi:
             if chip.rotate_on_auto_eoi:
                 chip.set_lowest(line)
-            self.ended |= bit if chip is self._primary else bit << 8
+            self._end(chip, bit)
         else:
             chip.isr |= bit
         if chip is self._secondary:
             # INTA takes INT down; if more is pending it rises again, which the primary sees as an edge.
             self._cascade = False
             self._primary.drive(_CASCADE_BIT, False)
+
+    def _end(self, chip: _Controller, bit: int) -> None:
+        """The interrupt of an input has ended."""
+        line = bit if chip is self._primary else bit << 8
+        self.ended |= line
+        if self.event_lines & line:
+            chip.drive(bit, False)
 
     def _update(self) -> None:
         """Let the outputs follow the registers."""
@@ -387,7 +400,7 @@ class Pic:
                     return
                 line = rank + chip.priority_add & 7
             chip.isr &= ~(1 << line)
-            self.ended |= 1 << line if chip is self._primary else 0x100 << line
+            self._end(chip, 1 << line)
             if value & OCW2_R:
                 chip.set_lowest(line)
         elif value & OCW2_SL:
