@@ -560,13 +560,24 @@ class UserspaceIrqChip(IrqChipX86_64):
     @override
     def set_lapic_state(self, vcpu_id: int, state: LapicState) -> None:
         processor = self._processor(vcpu_id)
+        vcpu, lapic = processor.vcpu, processor.lapic
+        sregs = vcpu.get_sregs() if vcpu is not None else None
         with self._lock:
             now = self._clock.now()
             tsc = now * self._tsc_hz // 1_000_000_000 + self._shared.tsc_offsets[vcpu_id]
-            processor.lapic.set_state(state, now, tsc)
-            if processor.lapic.wake_at is not None:
-                self._wake_at(processor.lapic.wake_at)
+            lapic.set_state(state, now, tsc)
+            if lapic.wake_at is not None:
+                self._wake_at(lapic.wake_at)
+            processor.push()
+            moved = sregs is not None and sregs.apic_base != lapic.apic_base
+            if moved:
+                processor.entered = False  # what the hypervisor saw at the last exit counts no longer
             processor.wake()
+        if moved and vcpu is not None and sregs is not None:
+            sregs.apic_base = lapic.apic_base
+            vcpu.set_sregs(sregs)
+        if self._shared.pages is not None:
+            self._shared.pages.follow(vcpu_id, lapic.apic_base)
 
     @override
     def get_pit(self) -> PitState:
