@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 MASKED, EXTINT_MODE, NMI_MODE = reg.LVT_MASKED, 7 << 8, 4 << 8
 SPURIOUS_VECTOR = 0xFF
+NMI_VECTOR = 2
 PIC_EOI = 0x20  # OCW2, non-specific
 PRIMARY_COMMAND, SECONDARY_COMMAND = 0x20, 0xA0
 MOST_SURPLUS = 8  # interrupts that nobody expects are not taken for ever
@@ -105,9 +106,7 @@ class GuestCpu:
 
     def enter_agent(self) -> None:
         """Give a vCPU, after a start-up IPI for instance, the guest anew."""
-        self.vcpu.kick()
-        while not isinstance(self.vcpu.run(), InterruptedExit):  # completes the access it was at
-            pass
+        self.vcpu.complete_io()
         agent.enter(self.vcpu)
         self._command = None
 
@@ -119,18 +118,18 @@ class GuestCpu:
         self._timeout = False
         timer.start()
         try:
-            chip.inject_interrupts(vcpu)  # after the exit at which it was left
+            chip.inject_interrupts(vcpu)  # this may be another thread than before
             while not self._timeout:
                 if chip.wait_until_runnable(vcpu) is VcpuRunState.INTERRUPTED:
                     continue
                 exit_ = vcpu.run()
                 if isinstance(exit_, IoExit) and exit_.port == agent.COMMAND:
                     self._command = exit_.data
-                    return True
-                self._serve(exit_)
-                if until_started and self.started:
-                    return True
+                else:
+                    self._serve(exit_)
                 chip.inject_interrupts(vcpu)
+                if self._command is not None or (until_started and self.started):
+                    return True
             return False
         finally:
             timer.cancel()
@@ -215,6 +214,14 @@ class GuestCpu:
     def expect(self, *expected: int, rule: str, eoi: Eoi = Eoi.LAPIC) -> None:
         """Demand that exactly these interrupts come, in this order, each ended with `eoi` before the next."""
         self._expect(expected, rule, eoi, ordered=True)
+
+    def expect_nmi(self, *, rule: str) -> None:
+        """Demand that an NMI is pending: it comes before anything else is executed, HLT for instance."""
+        vector = self.look()
+        check(
+            vector == NMI_VECTOR, rule, f"on vCPU {self.id} the NMI was lost" if vector is None else vectors([vector])
+        )
+        self.expect_nothing(rule=rule)
 
     def expect_all(self, expected: Iterable[int], *, rule: str, eoi: Eoi = Eoi.LAPIC) -> None:
         """Demand that exactly these interrupts come, in any order."""

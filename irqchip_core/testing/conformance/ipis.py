@@ -5,8 +5,7 @@ from __future__ import annotations
 from irqchip_core.chip import IrqChipCap, MPState
 from irqchip_core.testing import agent
 from irqchip_core.testing.conformance.base import Scenarios, needs
-from irqchip_core.testing.conformance.messages import CLUSTER_MODEL, NMI_VECTOR, expect_only, set_flat_ids
-from irqchip_core.testing.guest_cpu import Eoi
+from irqchip_core.testing.conformance.messages import CLUSTER_MODEL, expect_only, set_flat_ids
 from irqchip_core.testing.machine import Machine
 from irqchip_core.testing.verdict import check, check_equal
 from irqchip_core.x86 import lapic_registers as reg
@@ -92,7 +91,7 @@ class Ipis(Scenarios):
         """An NMI IPI."""
         machine = self.boot(vcpus=2)
         machine.cpu.send_ipi(command(0, mode=msi.NMI), destination=1)
-        machine.cpus[1].expect(NMI_VECTOR, rule="an NMI IPI is an NMI at its destination", eoi=Eoi.NONE)
+        machine.cpus[1].expect_nmi(rule="an NMI IPI is an NMI at its destination")
         machine.cpus[0].expect_nothing(rule="an NMI IPI is an NMI at its destination alone")
 
     @needs(IrqChipCap.MP_STATE_GET_SET)

@@ -6,13 +6,12 @@ from irqchip_core.chip import IrqChipCap, MPState
 from irqchip_core.routes import IrqRoute
 from irqchip_core.testing import agent
 from irqchip_core.testing.conformance.base import Scenarios, needs
-from irqchip_core.testing.guest_cpu import EXTINT_MODE, MASKED, Eoi
+from irqchip_core.testing.guest_cpu import EXTINT_MODE, MASKED
 from irqchip_core.testing.machine import MSI_GSI, Machine
-from irqchip_core.testing.verdict import check, check_equal, vectors
+from irqchip_core.testing.verdict import NotApplicable, check, check_equal, vectors
 from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86 import msi
 
-NMI_VECTOR = 2
 CLUSTER_MODEL = reg.DFR_ONES
 
 
@@ -90,13 +89,13 @@ class Messages(Scenarios):
         """NMI: it comes though interrupts are disabled, with vector 2."""
         machine = self.boot()
         machine.send_msi(0, mode=msi.NMI)
-        machine.cpu.expect(NMI_VECTOR, rule="an NMI message is an NMI", eoi=Eoi.NONE)
+        machine.cpu.expect_nmi(rule="an NMI message is an NMI")
 
     def test_nmi_to_another(self) -> None:
         """NMI: only its destination takes it."""
         machine = self.boot(vcpus=2)
         machine.send_msi(0, mode=msi.NMI, destination=1)
-        machine.cpus[1].expect(NMI_VECTOR, rule="an NMI message is an NMI", eoi=Eoi.NONE)
+        machine.cpus[1].expect_nmi(rule="an NMI message is an NMI")
         machine.cpus[0].expect_nothing(rule="an NMI message reaches its destination alone")
 
     @needs(IrqChipCap.MP_STATE_GET_SET)
@@ -173,6 +172,8 @@ class Messages(Scenarios):
     def test_write_that_is_no_message(self) -> None:
         """A write to an address outside 0xFEExxxxx is dropped."""
         machine = self.boot()
+        if not machine.apics_in_chip:
+            raise NotApplicable("needs local APICs in the chip; a hypervisor may take any address for a message")
         for address in (0xFED00000, 0x1000, 0):
             machine.write_msi(address, 0x51)
         machine.cpu.expect_nothing(rule="a write outside of 0xFEExxxxx is no message")
@@ -215,7 +216,7 @@ class Messages(Scenarios):
         machine = self.boot()
         machine.pin(5, 0, mode=msi.NMI)
         machine.pulse(5)
-        machine.cpu.expect(NMI_VECTOR, rule="a pin of delivery mode NMI sends an NMI", eoi=Eoi.NONE)
+        machine.cpu.expect_nmi(rule="a pin of delivery mode NMI sends an NMI")
 
     def test_pin_with_lowest_priority(self) -> None:
         """A redirection entry of lowest priority reaches exactly one APIC."""

@@ -12,7 +12,6 @@ from irqchip_core.x86.state import PicSelect
 COMMAND, DATA = 0x20, 0x21
 SPECIFIC_EOI, ROTATE_ON_EOI, SET_PRIORITY = 0x60, 0xA0, 0xC0  # OCW2
 READ_IRR, READ_ISR, POLL = 0x0A, 0x0B, 0x0C  # OCW3
-SPECIAL_MASK_ON, SPECIAL_MASK_OFF = 0x68, 0x48
 POLL_INTERRUPT = 0x80
 
 
@@ -116,20 +115,6 @@ class Pics(Scenarios):
         machine.cpu.out(COMMAND, SET_PRIORITY | 4)
         raise_lines(machine, 3, 5)
         machine.cpu.expect(0x35, 0x33, rule="set-priority makes its line the lowest", eoi=Eoi.PRIMARY)
-
-    def test_pic_special_mask_mode(self) -> None:
-        """In special mask mode a line in service that is masked does not block lower ones."""
-        machine = self.boot()
-        machine.unmask_pics(3, 5)
-        raise_lines(machine, 3)
-        machine.cpu.expect_next(0x33, rule="a PIC line interrupts")
-        raise_lines(machine, 5)
-        machine.unmask_pics(5)
-        machine.cpu.expect_blocked(rule="a PIC line in service blocks lower ones, masked or not")
-        machine.cpu.out(COMMAND, SPECIAL_MASK_ON)
-        machine.unmask_pics(5)
-        machine.cpu.expect_next(0x35, rule="in special mask mode a masked line in service does not block")
-        machine.cpu.out(COMMAND, SPECIAL_MASK_OFF)
 
     def test_pic_irr_and_isr(self) -> None:
         """IRR shows what is requested, ISR what is in service."""
