@@ -18,6 +18,7 @@ from irqchip_core.errors import IrqChipError
 from irqchip_core.hookspecs import Backend
 from irqchip_core.plugins import PluginRecord, Plugins, installed
 from irqchip_core.selection import create_vm, find_backend, find_hypervisor, judge, usable
+from irqchip_core.testing import command as conformance
 from irqchip_core.vcpu import Vm
 
 FAILED = 1
@@ -63,6 +64,8 @@ def _main(argv: Sequence[str] | None) -> int:
     command.add_argument("--hypervisor", metavar="NAME", help="try it on this hypervisor only")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_probe)
+
+    conformance.add_to(subparsers)
 
     for record in plugins.records:
         _add_subcommands(plugins, record, subparsers)

@@ -1,0 +1,91 @@
+"""`irqchip conformance`: the conformance kit without writing a file. It runs pytest on the kit's own scenarios."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+
+from irqchip_core.errors import IrqChipError, PluginError
+
+HELP = "play the scenarios of the contract on a chip, or compare chips"
+DESCRIPTION = """\
+Play every scenario of the conformance kit on an installed chip: guest programs on a hypervisor of its, and
+direct calls on the contract. Each passes, fails with the rule that was broken, or is not applicable, with what
+would open it. The status is 0 if none failed.
+"""
+EPILOG = """\
+examples:
+  irqchip conformance userspace                          on the first hypervisor that it can use here
+  irqchip conformance userspace@unicorn --json out.json
+  irqchip conformance --compare kvm_kernel userspace     must give the guest the same interrupts
+  irqchip conformance mychip -k level -v                 scenarios with "level" in their name, and why they fail
+
+The kit needs pytest: pip install 'irqchip-core[conformance]'
+"""
+
+
+def add_to(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    command = subparsers.add_parser(
+        "conformance",
+        help=HELP,
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("name", nargs="?", metavar="NAME[@HYPERVISOR]", help="the backend")
+    command.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="play on two chips, NAME[@HYPERVISOR] each, and show where a guest takes other interrupts",
+    )
+    command.add_argument("--hypervisor", metavar="NAME", help="hypervisor to play on, where none is given with @")
+    command.add_argument("--json", metavar="FILE", help="write everything that was found to FILE")
+    command.add_argument(
+        "-k", dest="select", metavar="EXPRESSION", help="only scenarios whose names match, as in pytest"
+    )
+    command.add_argument("--list", action="store_true", help="only name the scenarios")
+    command.add_argument(
+        "--patience", type=_seconds, default=10.0, metavar="SECONDS", help="after which an interrupt is lost (10)"
+    )
+    command.add_argument("-v", "--verbose", action="store_true", help="name each scenario, and show where it fails")
+    command.set_defaults(run=run, parser=command)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 3600:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 3600")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the kit; returns the exit status of the command."""
+    if (args.name is None) == (args.compare is None):
+        args.parser.error("give a NAME, or --compare A B")
+    if importlib.util.find_spec("pytest") is None:
+        raise PluginError("the conformance kit needs pytest", remedy="pip install 'irqchip-core[conformance]'")
+    import pytest
+
+    from irqchip_core.testing.conformance.runner import resolve
+
+    targets = ["@".join(resolve(name, args.hypervisor)) for name in args.compare or [args.name]]
+    # Nothing of the directory that the user happens to be in may count: no settings, no conftest.py, no cache.
+    arguments = ["--pyargs", "irqchip_core.testing.conformance.test_conformance", "-c", os.devnull, "--noconftest"]
+    arguments += ["-p", "no:cacheprovider", "--no-header", "--disable-warnings", f"--rootdir={os.getcwd()}"]
+    arguments += [f"--irqchip-patience={args.patience}", *(f"--irqchip={target}" for target in targets)]
+    arguments += ["-v", "--tb=short"] if args.verbose else ["-q", "--tb=no", "-r", "N"]
+    if args.json:
+        arguments.append(f"--irqchip-json={os.path.abspath(args.json)}")
+    if args.select:
+        arguments += ["-k", args.select]
+    if args.list:
+        arguments.append("--collect-only")
+    status = pytest.main(arguments)
+    if status == pytest.ExitCode.NO_TESTS_COLLECTED:
+        raise IrqChipError(f"no scenario's name matches {args.select!r}", argument="-k", remedy="see --list")
+    if status == pytest.ExitCode.INTERRUPTED:
+        raise KeyboardInterrupt
+    return int(status)

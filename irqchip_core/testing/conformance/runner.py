@@ -1,0 +1,94 @@
+"""Between pytest and the scenarios: which chips they are played on, and what becomes of each one's end."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+
+from irqchip_core.errors import IrqChipError, NothingSuitable
+from irqchip_core.plugins import installed
+from irqchip_core.selection import create_vm, find_backend, find_hypervisor, judge, usable
+from irqchip_core.testing.conformance.base import Scenarios
+from irqchip_core.testing.lab import Lab
+from irqchip_core.testing.verdict import Nonconforming, NotApplicable
+
+Target = tuple[str, str]
+"""Names of a backend and a hypervisor."""
+
+
+def resolve(name: str, hypervisor: str | None = None) -> Target:
+    """What NAME or NAME@HYPERVISOR means: without a hypervisor, the first on which the backend can be used.
+
+    Raises:
+        UnknownName: There is no such backend or hypervisor.
+        NothingSuitable: It can be used on no hypervisor here, or not on that one; with the reasons.
+    """
+    name, _, named = name.partition("@")
+    backend, wanted = find_backend(name), named or hypervisor
+    refusals = []
+    for candidate in [find_hypervisor(wanted)] if wanted else installed().hypervisors.values():
+        refusal = usable(candidate)
+        if refusal is None:
+            with create_vm(candidate.name) as vm:
+                refusal = judge(backend, vm).refusal
+        if refusal is None:
+            return name, candidate.name
+        refusals.append((candidate.name, refusal))
+    raise NothingSuitable(f"backend {name} cannot be used here", refusals=refusals)
+
+
+def parametrize(metafunc: pytest.Metafunc) -> None:
+    """Play a scenario on each chip that is named on the command line, or by its class."""
+    cls = metafunc.cls
+    assert cls is not None
+    targets: list[Any] = [None]
+    named: list[str] = metafunc.config.getoption("irqchip")
+    if cls.__module__.startswith(__package__ or ""):
+        if not named:
+            raise pytest.UsageError("the conformance kit needs --irqchip NAME: which backend to run it on")
+        try:
+            targets = [resolve(name, metafunc.config.getoption("irqchip_hypervisor")) for name in named]
+        except IrqChipError as error:
+            raise pytest.UsageError(str(error)) from error
+    metafunc.parametrize("irqchip_target", targets, ids=[_id(target) for target in targets], scope="class")
+
+
+def _id(target: Target | None) -> str:
+    return "-".join(target) if target else "chip"
+
+
+def perform(item: pytest.Function) -> None:
+    """Play one scenario; raises what pytest is to make of it."""
+    __tracebackhide__ = True
+    scenarios = item.instance
+    assert isinstance(scenarios, Scenarios)
+    lab: Lab = scenarios.lab
+    arguments = {name: item.funcargs[name] for name in item._fixtureinfo.argnames}
+    found: dict[str, Any] = {
+        "backend": scenarios.backend or type(scenarios).__name__,
+        "hypervisor": scenarios.hypervisor,
+        "topic": topic_of(type(scenarios), item.originalname),
+        "scenario": item.originalname.removeprefix("test_"),
+        "outcome": "passed",
+        "reason": "",
+    }
+    try:
+        lab.perform(functools.partial(item.obj, **arguments))
+    except NotApplicable as reason:
+        found.update(outcome="not applicable", reason=str(reason))
+        pytest.skip(str(reason))
+    except (Exception, pytest.fail.Exception) as error:
+        problem = str(error) if isinstance(error, Nonconforming) else f"{type(error).__name__}: {error}"
+        found.update(outcome="failed", reason=problem)
+        raise
+    finally:
+        found.update(interrupts=lab.record.interrupts, open=lab.record.note)
+        item.user_properties.append(("irqchip", found))
+
+
+def topic_of(scenarios: type[Scenarios], name: str) -> str:
+    """What the scenario is about: the first line of the class that has it."""
+    owner = next(cls for cls in scenarios.__mro__ if name in vars(cls))
+    return (owner.__doc__ or owner.__name__).splitlines()[0].rstrip(".")
