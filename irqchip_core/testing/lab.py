@@ -137,7 +137,7 @@ class Lab:
 
         thread = threading.Thread(target=perform, name="scenario", daemon=True)
         thread.start()
-        deadline = time.monotonic() + max(HANG * self.patience, 10)
+        deadline = time.monotonic() + HANG * self.patience
         while thread.is_alive() and time.monotonic() < deadline:
             thread.join(0.5)  # in short pieces, so that Ctrl-C comes through
         if thread.is_alive():

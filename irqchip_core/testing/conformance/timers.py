@@ -70,10 +70,10 @@ class ApicTimer(Scenarios):
         """The interrupt comes when the time is over, and not before."""
         machine = self.boot()
         began = time.monotonic()
-        start(machine.cpu, ticks(machine, 20))
+        start(machine.cpu, ticks(machine, 100))
         machine.cpu.expect(VECTOR, rule="a one-shot timer interrupts once")
         took = time.monotonic() - began
-        check(took >= 0.0199, "a timer of 20 ms takes 20 ms", f"it took {took * 1000:.1f} ms")
+        check(took >= 0.0999, "a timer of 100 ms takes 100 ms", f"it took {took * 1000:.1f} ms")
 
     def test_one_shot_started_again(self) -> None:
         """Writing the initial count starts it anew."""

@@ -1,0 +1,481 @@
+"""Chips with one fault each, all made from the userspace chip. The conformance kit must find every one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any, Self
+from unittest import mock
+
+import irqchip_core.x86.board
+import irqchip_userspace.chip
+from irqchip_core.chip import IrqChip, IrqChipCap, MPState
+from irqchip_core.errors import InvalidRoute
+from irqchip_core.event_table import EventSlot, EventTable
+from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
+from irqchip_core.routes import IrqRoute, IrqSourceChip, MsiSource, PinSource
+from irqchip_core.vcpu import Vcpu, Vm
+from irqchip_core.x86 import msi
+from irqchip_core.x86.board import Board
+from irqchip_core.x86.destinations import Destinations
+from irqchip_core.x86.effects import Effects
+from irqchip_core.x86.ioapic import MASKED as ENTRY_MASKED
+from irqchip_core.x86.ioapic import Ioapic, LineResult
+from irqchip_core.x86.lapic import Lapic
+from irqchip_core.x86.lapic_core import LapicCore
+from irqchip_core.x86.msi import Message
+from irqchip_core.x86.pic import Pic
+from irqchip_core.x86.state import ChipSnapshot
+from irqchip_userspace.chip import UserspaceIrqChip
+from irqchip_userspace.processors import Processor
+
+Maker = Callable[[Vm, int], IrqChip]
+
+
+def with_parts(**parts: type) -> Maker:
+    """A userspace chip with other classes for its parts."""
+
+    def create(vm: Vm, vcpu_count: int) -> IrqChip:
+        with ExitStack() as patches:
+            for module in (irqchip_userspace.chip, irqchip_core.x86.board):
+                for name in parts.keys() & vars(module).keys():
+                    patches.enter_context(mock.patch.object(module, name, parts[name]))
+            return UserspaceIrqChip(vm, vcpu_count)
+
+    return create
+
+
+# Events
+
+
+class EveryOtherEdgeLost(Board):
+    _served = 0
+
+    def _signalled(self, slot: EventSlot) -> None:
+        self._served += 1
+        if self._served % 2:
+            super()._signalled(slot)
+
+
+class DeliveredTwice(Board):
+    _last: EventSlot | None = None
+
+    def _signalled(self, slot: EventSlot) -> None:
+        self._last = slot
+        super()._signalled(slot)
+
+    def again(self) -> None:
+        if (slot := self._last) is not None:
+            self._last = None
+            with self.ioapic_lock, self.lock:
+                super()._signalled(slot)
+
+
+class DeliveredTwiceChip(UserspaceIrqChip):
+    """The second comes after the EOI of the first, or else the two would merge."""
+
+    def _write_lapic(self, vcpu_id: int, offset: int, size: int, value: int) -> None:
+        super()._write_lapic(vcpu_id, offset, size, value)
+        if offset == 0xB0:
+            assert isinstance(self._board, DeliveredTwice)
+            self._board.again()
+
+
+def delivered_twice(vm: Vm, vcpu_count: int) -> IrqChip:
+    with mock.patch.object(irqchip_userspace.chip, "Board", DeliveredTwice):
+        return DeliveredTwiceChip(vm, vcpu_count)
+
+
+class UnregistrationIgnored(UserspaceIrqChip):
+    def unregister_edge_irq_event(self, irq: int, event: IrqEdgeEvent) -> None:
+        pass
+
+
+class UnregistrationOfAnyGsi(EventTable):
+    def remove(self, gsi: int, trigger: Event) -> EventSlot | None:
+        for slot in self.slots():
+            if slot.trigger == trigger:
+                return super().remove(slot.gsi, trigger)
+        return None
+
+
+class AllOfAGsiUnregistered(UserspaceIrqChip):
+    def unregister_edge_irq_event(self, irq: int, event: IrqEdgeEvent) -> None:
+        for slot in self._board.events.slots():
+            if slot.gsi == irq:
+                self._board.unregister(irq, slot.trigger)
+
+
+class EveryEventDelayedAndLost(Board):
+    def service_event(self, index: IrqEventIndex) -> None:
+        slot = self.events.slot(index, subject=self.name)
+        if slot is not None and slot.trigger.reset():
+            self._delayed_trigger.signal()
+
+    def process_delayed(self) -> None:
+        self._delayed_trigger.reset()
+
+
+class ServiceWaitsForASignal(UserspaceIrqChip):
+    def service_irq_event(self, index: IrqEventIndex) -> None:
+        slot = self._board.events.slot(index)
+        if slot is not None:
+            slot.trigger.wait()
+            slot.trigger.signal()
+        super().service_irq_event(index)
+
+
+class IndexUsedAgain(EventTable):
+    def append(self, gsi: int, event: IrqEdgeEvent | IrqLevelEvent, source: IrqEventSource) -> IrqEventIndex:
+        self._next = max(self._slots, default=-1) + 1
+        return super().append(gsi, event, source)
+
+
+# Level events
+
+
+class ResampleForgotten(Board):
+    def _resample_source(self, source: PinSource) -> None:
+        muted = [_mute(slot) for slot in self.events.slots()]
+        with mock.patch.object(self.events, "slots", return_value=muted):
+            super()._resample_source(source)
+
+
+def _mute(slot: EventSlot) -> EventSlot:
+    return EventSlot(slot.gsi, slot.trigger, slot.resample and mock.Mock(), slot.source)
+
+
+class LevelNeverLowered(Board):
+    def _assert(self, gsi: int, who: int, level: bool) -> None:
+        if level or who != 4:  # a level event's
+            super()._assert(gsi, who, level)
+
+
+class LineStaysHigh(Ioapic):
+    """The resample event is signalled, but the line stays high."""
+
+    def _lower(self, pin: int) -> None:
+        pass
+
+
+class LineLeftHigh(Board):
+    def _resample_source(self, source: PinSource) -> None:
+        for slot in self.events.slots():
+            if slot.resample is not None and source in self.routes[slot.gsi]:
+                slot.resample.signal()
+
+
+class EoiOfTheNextPin(Ioapic):
+    """The EOI of one pin's vector ends the next pin."""
+
+    def end_of_interrupt(self, vector: int, now: int) -> Effects:
+        table = self.state(now).redirect_table
+        vectors = [entry & 0xFF for entry in table]
+        if vector in vectors[:-1]:
+            vector = vectors[vectors.index(vector) + 1]
+        return super().end_of_interrupt(vector, now)
+
+
+class EveryLineResampled(Board):
+    def _resample_source(self, source: PinSource) -> None:
+        for slot in self.events.slots():
+            if slot.resample is not None:
+                super()._resample_source(PinSource(IrqSourceChip.IOAPIC, slot.gsi))
+
+
+class EveryInterruptEndsAtOnce(Lapic):
+    def acknowledge(self) -> int:
+        vector = super().acknowledge()
+        self.end_of_interrupt()
+        return vector
+
+
+# Controllers
+
+
+class LowestVectorFirst(Lapic):
+    """Pending vectors come in the wrong order."""
+
+    def acknowledge(self) -> int:
+        held = self.irr
+        self.irr = held & -held
+        if self.irr.bit_length() - 1 < self._floor:
+            self.irr = held
+        vector = super().acknowledge()
+        self.irr = held & ~(1 << vector)
+        return vector
+
+
+class TaskPriorityIgnored(Lapic):
+    def _update_ppr(self) -> None:
+        tpr, self._tpr = self._tpr, 0
+        super()._update_ppr()
+        self._tpr = tpr
+
+
+class MaskIgnored(Ioapic):
+    def _set_entry(self, pin: int, value: int) -> Effects:
+        if value & 0xFF:
+            value &= ~ENTRY_MASKED
+        return super()._set_entry(pin, value)
+
+
+class EdgeWhileHigh(Ioapic):
+    """An edge-triggered pin fires at each assertion, risen or not."""
+
+    def set_line(self, pin: int, level: int) -> LineResult:
+        if level:
+            super().set_line(pin, 0)
+        return super().set_line(pin, level)
+
+
+class MaskedPicLineForgotten(Pic):
+    def set_line(self, line: int, high: bool) -> None:
+        if self._chips[line >> 3].imr >> (line & 7) & 1:
+            return
+        super().set_line(line, high)
+
+
+class PicPriorityReversed(Pic):
+    """The line of highest number comes first."""
+
+    def acknowledge(self) -> int:
+        chip = self._primary
+        requests = chip.irr & ~chip.imr & ~4
+        if requests & requests - 1:
+            highest = 1 << requests.bit_length() - 1
+            others = chip.irr & ~highest
+            chip.irr &= highest
+            self._update()
+            vector = super().acknowledge()
+            chip.irr |= others
+            self._update()
+            return vector
+        return super().acknowledge()
+
+
+class SecondaryPicIsThePrimary(Board):
+    def _drive(self, sources: Iterable[object], who: int) -> None:
+        super()._drive(
+            [
+                PinSource(IrqSourceChip.PIC_PRIMARY, source.pin)
+                if isinstance(source, PinSource) and source.chip is IrqSourceChip.PIC_SECONDARY
+                else source
+                for source in sources
+            ],
+            who,
+        )
+
+
+class TimerEarly(Lapic):
+    def write(self, offset: int, size: int, value: int, now: int) -> Effects:
+        return super().write(offset, size, value // 20 if offset == 0x380 else value, now)
+
+
+class OneShotRepeats(Lapic):
+    def write(self, offset: int, size: int, value: int, now: int) -> Effects:
+        return super().write(offset, size, value | 1 << 17 if offset == 0x320 else value, now)
+
+
+# Routes and messages
+
+
+class RouteLeaks(Board):
+    """A GSI sends its neighbor's message, too."""
+
+    def _send(self, gsi: int) -> None:
+        super()._send(gsi)
+        super()._send(gsi + 1)
+
+
+class GsiInsteadOfPin(Board):
+    def _drive(self, sources: Iterable[object], who: int) -> None:
+        gsi = next((gsi for gsi in range(24) if self.routes[gsi] == tuple(sources)), None)  # type: ignore[arg-type]
+        super()._drive(
+            [
+                PinSource(IrqSourceChip.IOAPIC, gsi) if gsi is not None and isinstance(source, PinSource) else source
+                for source in sources
+            ],
+            who,
+        )
+
+
+class MessageOnDeassertion(Board):
+    def service_irq(self, gsi: int, level: bool) -> None:
+        super().service_irq(gsi, level)
+        if not level:
+            with self.lock:
+                self._send(gsi)
+
+
+class ShorthandIgnoresTheSender(Destinations):
+    """All excluding self is all."""
+
+    def deliver(self, message: Message, source: LapicCore | None = None) -> tuple[LapicCore, ...]:
+        if message.shorthand == msi.ALL_EXCLUDING_SELF:
+            message = message._replace(shorthand=msi.ALL_INCLUDING_SELF)
+        return super().deliver(message, source)
+
+
+class LogicalIsPhysical(Destinations):
+    def deliver(self, message: Message, source: LapicCore | None = None) -> tuple[LapicCore, ...]:
+        return super().deliver(message._replace(destination_mode=msi.PHYSICAL), source)
+
+
+class LowestPriorityToAll(Destinations):
+    def deliver(self, message: Message, source: LapicCore | None = None) -> tuple[LapicCore, ...]:
+        if message.delivery_mode == msi.LOWEST_PRIORITY:
+            message = message._replace(delivery_mode=msi.FIXED, redirection_hint=0)
+        return super().deliver(message, source)
+
+
+class RefusedTableHalfTaken(UserspaceIrqChip):
+    """`set_irq_routes` keeps what came before the bad route."""
+
+    def set_irq_routes(self, routes: Iterable[IrqRoute]) -> None:
+        routes = list(routes)
+        try:
+            super().set_irq_routes(routes)
+        except InvalidRoute:
+            for route in routes:
+                super().route_irq(route)
+            raise
+
+
+class TwoMessagesOnAGsi(UserspaceIrqChip):
+    def set_irq_routes(self, routes: Iterable[IrqRoute]) -> None:
+        only = {route.gsi: route for route in routes if isinstance(route.source, MsiSource)}
+        super().set_irq_routes([route for route in routes if only.get(route.gsi, route) is route])
+
+
+# vCPUs
+
+
+class KickIgnored(UserspaceIrqChip):
+    def kick_halted_vcpus(self) -> None:
+        self._check_open()
+
+
+class KickDoesNotWake(Processor):
+    """A kick is only seen by the next wait, and not by the one that blocks."""
+
+    __slots__ = ()
+
+    def interrupt(self) -> None:
+        self.interrupted = True
+
+
+class KicksPileUp(UserspaceIrqChip):
+    _kicks = 0
+
+    def kick_halted_vcpus(self) -> None:
+        type(self)._kicks += 1
+        super().kick_halted_vcpus()
+
+    def wait_until_runnable(self, vcpu: Vcpu) -> Any:
+        state = super().wait_until_runnable(vcpu)
+        if state.name == "INTERRUPTED" and type(self)._kicks > 1:
+            type(self)._kicks -= 1
+            self._processors[vcpu.id].interrupted = True
+        return state
+
+
+class SleepersNotWoken(Processor):
+    __slots__ = ()
+
+    def wake(self) -> None:
+        if not self._sleeping:
+            super().wake()
+
+
+class RunnersNotKicked(Processor):
+    """An interrupt waits until the guest exits by itself."""
+
+    __slots__ = ()
+
+    def wake(self) -> None:
+        if self._sleeping:
+            super().wake()
+
+
+class MpStateNotKept(UserspaceIrqChip):
+    def set_mp_state(self, vcpu_id: int, state: MPState) -> None:
+        super().set_mp_state(vcpu_id, MPState.RUNNABLE if state is MPState.HALTED else state)
+
+
+class InterruptStartsAnyProcessor(UserspaceIrqChip):
+    def _deliver(self, message: Message, source: Lapic | None = None) -> bool:
+        found = super()._deliver(message, source)
+        for lapic in self._destinations.receivers(message, source):
+            self._processors[lapic.apic_id].mp_state = MPState.RUNNABLE
+        return found
+
+
+# Handles, state and arguments
+
+
+class StaleClone(UserspaceIrqChip):
+    """A clone has the routes of the time it was made."""
+
+    def try_clone(self) -> Self:
+        clone = super().try_clone()
+        clone._board = copy.copy(self._board)
+        return clone
+
+
+class CloneClosesAll(UserspaceIrqChip):
+    def close(self) -> None:
+        self._shared.handles = min(self._shared.handles, 1)
+        super().close()
+
+
+class UsableAfterClose(UserspaceIrqChip):
+    def _check_open(self) -> None:
+        pass
+
+
+class CapabilityNotAdmitted(UserspaceIrqChip):
+    def check_capability(self, capability: IrqChipCap) -> bool:
+        return super().check_capability(capability) and capability is not IrqChipCap.TSC_DEADLINE_TIMER
+
+
+class CapabilityLied(Lapic):
+    """Claims x2apic, but has local APICs without it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "x2apic": False})
+
+
+class RoutesNotSaved(UserspaceIrqChip):
+    def restore(self, snapshot: ChipSnapshot, vcpu_count: int) -> None:
+        routes = tuple(self._board.routes)
+        super().restore(snapshot, vcpu_count)
+        self.set_irq_routes(routes)
+
+
+class PendingNotSaved(Lapic):
+    def set_state(self, *args: Any, **kwargs: Any) -> None:
+        super().set_state(*args, **kwargs)
+        self.irr = 0
+
+
+class AnyGsiTaken(UserspaceIrqChip):
+    def _check_gsi(self, irq: int) -> None:
+        pass
+
+
+class WrongKindOfError(UserspaceIrqChip):
+    def _check_gsi(self, irq: int) -> None:
+        if not 0 <= irq < 1 << 32:
+            raise RuntimeError("bad GSI")
+
+
+class RefusedRegistrationStays(UserspaceIrqChip):
+    """A closed event is refused, but its place in the table is taken."""
+
+    def register_edge_irq_event(self, irq: int, event: IrqEdgeEvent, source: IrqEventSource) -> IrqEventIndex:
+        if event.get_trigger().closed:
+            with IrqEdgeEvent() as other:
+                super().register_edge_irq_event(irq, other, source)
+        return super().register_edge_irq_event(irq, event, source)
