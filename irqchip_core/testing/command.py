@@ -46,7 +46,7 @@ def add_to(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command.add_argument(
         "-k", dest="select", metavar="EXPRESSION", help="only scenarios whose names match, as in pytest"
     )
-    command.add_argument("--list", action="store_true", help="only name the scenarios")
+    command.add_argument("--list", action="store_true", help="only list the scenarios, each with its rule")
     command.add_argument(
         "--patience", type=_seconds, default=10.0, metavar="SECONDS", help="after which an interrupt is lost (10)"
     )
@@ -63,14 +63,18 @@ def _seconds(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Run the kit; returns the exit status of the command."""
-    if (args.name is None) == (args.compare is None):
+    if not args.list and (args.name is None) == (args.compare is None):
         args.parser.error("give a NAME, or --compare A B")
     if importlib.util.find_spec("pytest") is None:
         raise PluginError("the conformance kit needs pytest", remedy="pip install 'irqchip-core[conformance]'")
     import pytest
 
-    from irqchip_core.testing.conformance.runner import resolve
+    from irqchip_core.testing.conformance.runner import catalog, resolve
 
+    if args.list:
+        for topic, name, rule in catalog():
+            print(f"{topic}: {name}\n    {rule}")
+        return 0
     targets = ["@".join(resolve(name, args.hypervisor)) for name in args.compare or [args.name]]
     # Nothing of the directory that the user happens to be in may count: no settings, no conftest.py, no cache.
     arguments = ["--pyargs", "irqchip_core.testing.conformance.test_conformance", "-c", os.devnull, "--noconftest"]
@@ -81,8 +85,6 @@ def run(args: argparse.Namespace) -> int:
         arguments.append(f"--irqchip-json={os.path.abspath(args.json)}")
     if args.select:
         arguments += ["-k", args.select]
-    if args.list:
-        arguments.append("--collect-only")
     status = pytest.main(arguments)
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
         raise IrqChipError(f"no scenario's name matches {args.select!r}", argument="-k", remedy="see --list")

@@ -28,6 +28,7 @@ from irqchip_core.testing.agent import Operation
 from irqchip_core.testing.verdict import Nonconforming, NotApplicable, check, difference, vectors
 from irqchip_core.vcpu import VcpuX86_64
 from irqchip_core.x86 import lapic_registers as reg
+from irqchip_core.x86.state import LAPIC_BASE
 
 if TYPE_CHECKING:
     from irqchip_core.testing.machine import Machine
@@ -300,7 +301,7 @@ class GuestCpu:
     def apic_read(self, offset: int) -> int:
         """A register of the local APIC, by its offset in the page."""
         if not self.x2apic:
-            return self.load(reg.LAPIC_BASE + offset)
+            return self.load(LAPIC_BASE + offset)
         value = self.read_msr(reg.X2APIC_MSR_BASE + (offset >> 4))
         check(value is not None, f"APIC register {offset:#x} is readable in x2APIC mode", "it raised #GP")
         return value or 0
@@ -308,7 +309,7 @@ class GuestCpu:
     def apic_write(self, offset: int, value: int) -> None:
         """Write such a register."""
         if not self.x2apic:
-            self.store(reg.LAPIC_BASE + offset, value)
+            self.store(LAPIC_BASE + offset, value)
         else:
             fine = self.write_msr(reg.X2APIC_MSR_BASE + (offset >> 4), value)
             check(fine, f"{value:#x} can be written to APIC register {offset:#x} in x2APIC mode", "it raised #GP")
@@ -341,8 +342,8 @@ class GuestCpu:
             fine = self.write_msr(reg.X2APIC_MSR_BASE + (reg.ICR_LOW >> 4), destination << 32 | command)
             check(fine, "an IPI can be sent in x2APIC mode", f"the command {command:#x} raised #GP")
         else:
-            self.store(reg.LAPIC_BASE + reg.ICR_HIGH, destination << 24)
-            self.store(reg.LAPIC_BASE + reg.ICR_LOW, command)
+            self.store(LAPIC_BASE + reg.ICR_HIGH, destination << 24)
+            self.store(LAPIC_BASE + reg.ICR_LOW, command)
 
     def require_eoi(self) -> None:
         """For scenarios that need interrupts to stay in service until their EOI.

@@ -16,9 +16,9 @@ from irqchip_core.irq_loop import IrqLoop
 from irqchip_core.routes import IrqRoute
 from irqchip_core.vcpu import VcpuX86_64, Vm
 from irqchip_core.x86.chip import IrqChipX86_64
+from irqchip_core.x86.cpuid import vcpu_cpuid
 from irqchip_core.x86.registers import DescriptorTable, Regs, Segment
 from irqchip_core.x86.state import IoapicState, PicSelect, PicState
-from irqchip_core.x86.cpuid import vcpu_cpuid
 
 LOAD_ADDRESS, STUBS, STUB_SIZE = 0x1000, 0x1100, 16
 """Of taker.S."""

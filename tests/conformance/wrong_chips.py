@@ -291,7 +291,7 @@ class RouteLeaks(Board):
 
 class GsiInsteadOfPin(Board):
     def _drive(self, sources: Iterable[object], who: int) -> None:
-        gsi = next((gsi for gsi in range(24) if self.routes[gsi] == tuple(sources)), None)  # type: ignore[arg-type]
+        gsi = next((gsi for gsi in range(24) if self.routes[gsi] == tuple(sources)), None)
         super()._drive(
             [
                 PinSource(IrqSourceChip.IOAPIC, gsi) if gsi is not None and isinstance(source, PinSource) else source

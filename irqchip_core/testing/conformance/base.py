@@ -7,18 +7,41 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 
 from irqchip_core.chip import IrqChip, IrqChipCap
-from irqchip_core.errors import InvalidArgument
-from irqchip_core.selection import create_irqchip, create_vm, find_backend, judge
+from irqchip_core.errors import InvalidArgument, NothingSuitable
+from irqchip_core.plugins import installed
+from irqchip_core.selection import create_irqchip, create_vm, find_backend, find_hypervisor, judge, usable
 from irqchip_core.testing.lab import Lab
 from irqchip_core.testing.machine import Machine
 from irqchip_core.vcpu import Vm
 
-_P = ParamSpec("_P")
+
+@functools.cache
+def choose(backend: str, hypervisor: str | None = None) -> tuple[str, frozenset[IrqChipCap]]:
+    """The hypervisor to test a backend on, and what it claims there. Without a name, the first that it can use.
+
+    Raises:
+        UnknownName: There is no such backend or hypervisor.
+        NothingSuitable: It can be used on no hypervisor here, or not on that one; with the reasons.
+    """
+    found = find_backend(backend)
+    refusals = []
+    for candidate in [find_hypervisor(hypervisor)] if hypervisor else installed().hypervisors.values():
+        refusal = usable(candidate)
+        if refusal is None:
+            with create_vm(candidate.name) as vm:
+                judged = judge(found, vm)
+            refusal = judged.refusal
+            if refusal is None:
+                return candidate.name, judged.probe.capabilities
+        refusals.append((candidate.name, refusal))
+    raise NothingSuitable(f"backend {backend} cannot be used here", refusals=refusals)
+
+
 _S = TypeVar("_S", bound="Scenarios")
 
 
@@ -61,9 +84,9 @@ class Scenarios:
     def open_lab(self, *, patience: float) -> Lab:
         """Set `lab` up for the chip that is named."""
         claims = self.capabilities
-        if claims is None and self.backend is not None:
-            with self.create_vm() as vm:
-                claims = judge(find_backend(self.backend), vm).probe.capabilities
+        if self.backend is not None:
+            self.hypervisor, probed = choose(self.backend, self.hypervisor)
+            claims = probed if claims is None else claims
         self.lab = Lab(
             self.create_vm,
             self.create_chip,
@@ -80,20 +103,18 @@ class Scenarios:
     def _irqchip_lab(self, request: pytest.FixtureRequest, irqchip_target: Any) -> None:
         if irqchip_target is not None:
             self.backend, self.hypervisor = irqchip_target
-        self.open_lab(patience=request.config.getoption("irqchip_patience"))
+        self.open_lab(patience=request.config.option.irqchip_patience)
         request.node.irqchip_lab = self.lab
 
 
-def needs(
-    capability: IrqChipCap,
-) -> Callable[[Callable[Concatenate[_S, _P], None]], Callable[Concatenate[_S, _P], None]]:
+def needs(capability: IrqChipCap) -> Callable[[Callable[[_S], None]], Callable[[_S], None]]:
     """Mark a scenario that only chips with `capability` can play."""
 
-    def decorate(scenario: Callable[Concatenate[_S, _P], None]) -> Callable[Concatenate[_S, _P], None]:
+    def decorate(scenario: Callable[[_S], None]) -> Callable[[_S], None]:
         @functools.wraps(scenario)
-        def perform(self: _S, *args: _P.args, **kwargs: _P.kwargs) -> None:
+        def perform(self: _S) -> None:
             self.lab.need(capability)
-            scenario(self, *args, **kwargs)
+            scenario(self)
 
         return perform
 

@@ -9,6 +9,7 @@ from irqchip_core.testing.machine import Machine
 from irqchip_core.testing.verdict import check, check_equal
 from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86 import msi
+from irqchip_core.x86.state import LAPIC_BASE
 
 SWITCH = "a chip with x2apic lets its guest switch to x2APIC mode"
 NO_REGISTER = reg.X2APIC_MSR_BASE + 0x01  # reserved in SDM table 12-6
@@ -88,10 +89,10 @@ class Modes(Scenarios):
         """The register page is not the local APIC's in x2APIC mode."""
         cpu = self._switched().cpu
         cpu.apic_write(reg.TPR, 0x20)
-        cpu.store(reg.LAPIC_BASE + reg.TPR, 0x70)
+        cpu.store(LAPIC_BASE + reg.TPR, 0x70)
         rule = "the register page is dead in x2APIC mode"
         check_equal(cpu.apic_read(reg.TPR), 0x20, rule)
-        check(cpu.load(reg.LAPIC_BASE + reg.TPR) != 0x20, rule, "TPR can be read there")
+        check(cpu.load(LAPIC_BASE + reg.TPR) != 0x20, rule, "TPR can be read there")
 
     @needs(IrqChipCap.X2APIC)
     def test_no_way_back_but_by_disabling(self) -> None:
@@ -101,7 +102,7 @@ class Modes(Scenarios):
         rule = "the way from x2APIC mode to xAPIC mode is by disabling"
         check(not cpu.write_msr(reg.IA32_APIC_BASE, base & ~reg.APIC_BASE_EXTD), rule, "EXTD could be cleared alone")
         check_equal(hex(base_of(cpu)), hex(base), rule)
-        check(cpu.write_msr(reg.IA32_APIC_BASE, reg.LAPIC_BASE | base & reg.APIC_BASE_BSP), rule, "that raised #GP")
+        check(cpu.write_msr(reg.IA32_APIC_BASE, LAPIC_BASE | base & reg.APIC_BASE_BSP), rule, "that raised #GP")
         check(cpu.write_msr(reg.IA32_APIC_BASE, base & ~reg.APIC_BASE_EXTD), rule, "enabling again raised #GP")
         cpu.x2apic = False
         check_equal(cpu.apic_read(reg.ID) >> 24, cpu.id, "the register page is back in xAPIC mode")

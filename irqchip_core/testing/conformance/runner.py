@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from irqchip_core.errors import IrqChipError, NothingSuitable
-from irqchip_core.plugins import installed
-from irqchip_core.selection import create_vm, find_backend, find_hypervisor, judge, usable
-from irqchip_core.testing.conformance.base import Scenarios
+from irqchip_core.errors import IrqChipError
+from irqchip_core.testing.conformance import Conformance
+from irqchip_core.testing.conformance.base import Scenarios, choose
 from irqchip_core.testing.lab import Lab
 from irqchip_core.testing.verdict import Nonconforming, NotApplicable
 
@@ -19,24 +18,9 @@ Target = tuple[str, str]
 
 
 def resolve(name: str, hypervisor: str | None = None) -> Target:
-    """What NAME or NAME@HYPERVISOR means: without a hypervisor, the first on which the backend can be used.
-
-    Raises:
-        UnknownName: There is no such backend or hypervisor.
-        NothingSuitable: It can be used on no hypervisor here, or not on that one; with the reasons.
-    """
+    """What NAME or NAME@HYPERVISOR means; raises as `choose` does."""
     name, _, named = name.partition("@")
-    backend, wanted = find_backend(name), named or hypervisor
-    refusals = []
-    for candidate in [find_hypervisor(wanted)] if wanted else installed().hypervisors.values():
-        refusal = usable(candidate)
-        if refusal is None:
-            with create_vm(candidate.name) as vm:
-                refusal = judge(backend, vm).refusal
-        if refusal is None:
-            return name, candidate.name
-        refusals.append((candidate.name, refusal))
-    raise NothingSuitable(f"backend {name} cannot be used here", refusals=refusals)
+    return name, choose(name, named or hypervisor)[0]
 
 
 def parametrize(metafunc: pytest.Metafunc) -> None:
@@ -44,12 +28,12 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
     cls = metafunc.cls
     assert cls is not None
     targets: list[Any] = [None]
-    named: list[str] = metafunc.config.getoption("irqchip")
+    named: list[str] = metafunc.config.option.irqchip
     if cls.__module__.startswith(__package__ or ""):
         if not named:
             raise pytest.UsageError("the conformance kit needs --irqchip NAME: which backend to run it on")
         try:
-            targets = [resolve(name, metafunc.config.getoption("irqchip_hypervisor")) for name in named]
+            targets = [resolve(name, metafunc.config.option.irqchip_hypervisor) for name in named]
         except IrqChipError as error:
             raise pytest.UsageError(str(error)) from error
     metafunc.parametrize("irqchip_target", targets, ids=[_id(target) for target in targets], scope="class")
@@ -86,6 +70,17 @@ def perform(item: pytest.Function) -> None:
     finally:
         found.update(interrupts=lab.record.interrupts, open=lab.record.note)
         item.user_properties.append(("irqchip", found))
+
+
+def catalog() -> list[tuple[str, str, str]]:
+    """Topic, name and rule of every scenario, in the order in which they are played."""
+    entries = []
+    for topic in reversed(Conformance.__mro__):
+        for name, scenario in vars(topic).items():
+            if name.startswith("test_"):
+                rule = (scenario.__doc__ or "").splitlines()[0]
+                entries.append((topic_of(Conformance, name), name.removeprefix("test_"), rule))
+    return entries
 
 
 def topic_of(scenarios: type[Scenarios], name: str) -> str:

@@ -59,6 +59,7 @@ class Tokens(Scenarios):
         machine.pin(5, 0x45)
         event = machine.edge(5)
         index = machine.indices[-1]
+        assert index is not None
         indices(machine)
         event.trigger()
         tokens = {token.index: token for token in machine.chip.irq_event_tokens()}

@@ -12,7 +12,7 @@ from irqchip_core.errors import InvalidArgument, IrqChipError, UnknownVcpu
 from irqchip_core.routes import IrqRoute
 from irqchip_core.testing.agent import Operation
 from irqchip_core.testing.conformance.base import Scenarios, needs
-from irqchip_core.testing.guest_cpu import Eoi, GuestCpu
+from irqchip_core.testing.guest_cpu import NMI_VECTOR, Eoi, GuestCpu
 from irqchip_core.testing.machine import Machine
 from irqchip_core.testing.verdict import Nonconforming, NotApplicable, check, check_equal, refused, until
 from irqchip_core.x86 import msi
@@ -163,18 +163,20 @@ class Waiting(Scenarios):
     def test_halted_vcpu_wakes_by_an_nmi(self) -> None:
         """So does an NMI."""
         machine = self.boot()
+        need_sleep_in_chip(machine)
         done = machine.cpu.background(Operation.HALT)
-        if machine.apics_in_chip:  # before HLT it would be taken there, and HLT would sleep on
-            halted = lambda: machine.chip.get_mp_state(0) is MPState.HALTED  # noqa: E731
-            until(halted, machine.patience, "a vCPU that executed HLT becomes HALTED")
-            machine.send_msi(0, mode=msi.NMI)
-            woken(machine.cpu, done, 2, "an NMI wakes a halted vCPU")
-            return
+        halted = lambda: machine.chip.get_mp_state(0) is MPState.HALTED  # noqa: E731
+        until(halted, machine.patience, "a vCPU that executed HLT becomes HALTED")  # or HLT would come after the NMI
         machine.send_msi(0, mode=msi.NMI)
-        until(lambda: machine.cpu.taken, machine.patience, "an NMI interrupts a vCPU that may be halted")
-        machine.send_msi(0x51)
-        result_of(done, 2 * machine.patience, "a halted vCPU wakes")
-        machine.cpu.forget()
+        woken(machine.cpu, done, NMI_VECTOR, "an NMI wakes a halted vCPU")
+
+    def test_nmi_reaches_a_spinning_vcpu(self) -> None:
+        """An NMI reaches a vCPU that executes."""
+        machine = self.boot()
+        done = machine.cpu.background(Operation.SPIN)
+        until(machine.cpu.mailbox.result, machine.patience, "the guest executes")
+        machine.send_msi(0, mode=msi.NMI)
+        woken(machine.cpu, done, NMI_VECTOR, "an NMI reaches a vCPU that executes")
 
     def test_interrupt_reaches_a_spinning_vcpu(self) -> None:
         """An interrupt reaches a vCPU that executes and never exits by itself."""
