@@ -37,6 +37,11 @@ _found: list[dict[str, Any]] = []
 _results = pytest.StashKey[Any]()
 
 
+@pytest.fixture(scope="class")
+def irqchip_target() -> None:
+    """Backend and hypervisor that are named on the command line, for the scenarios of the kit."""
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if getattr(metafunc.cls, "irqchip_conformance", False):
         from irqchip_core.testing.conformance import runner

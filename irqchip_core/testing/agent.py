@@ -89,7 +89,7 @@ class Mailbox:
 
 def load(memory: memoryview) -> None:
     """Put the guest and the tables it needs into its memory."""
-    code = importlib.resources.files(__package__).joinpath("agent.bin").read_bytes()
+    code = importlib.resources.files("irqchip_core.testing").joinpath("agent.bin").read_bytes()
     memory[ENTRY : ENTRY + len(code)] = code
     memory[SMI_ENTRY : SMI_ENTRY + len(RSM)] = RSM
     handlers = [STUBS + STUB_SIZE * vector for vector in range(256)]

@@ -111,6 +111,17 @@ class GuestCpu:
         agent.enter(self.vcpu)
         self._command = None
 
+    def take_over(self, saved: GuestCpu) -> None:
+        """Go on where the guest of another machine is. It is about to let in one pending interrupt, as in OPEN."""
+        for cpu in (saved, self):
+            if cpu._command is not None:
+                cpu._command[:] = int(Operation.OPEN).to_bytes(4, "little")
+            cpu.vcpu.complete_io()
+            cpu._command = None
+        self.vcpu.set_sregs(saved.vcpu.get_sregs())
+        self.vcpu.set_regs(saved.vcpu.get_regs())
+        self.x2apic = saved.x2apic
+
     def _run(self, patience: float | None, *, until_started: bool = False) -> bool:
         """Run as a VMM does until the guest asks for an operation; False if that takes too long."""
         chip, vcpu = self.machine.chip, self.vcpu

@@ -22,9 +22,9 @@ from irqchip_core.errors import (
 from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent, PlatformDeviceId
 from irqchip_core.routes import IrqRoute, IrqSourceChip, PinSource
 from irqchip_core.selection import create_irqchip, create_vm
+from irqchip_core.testing.machine import Machine
 from irqchip_kvm import KvmVm
 from irqchip_kvm_kernel.chip import KvmKernelIrqChip
-from tests.chips.taker import Taker, ioapic_entry, program_ioapic, program_pics
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_leaks")]
 
@@ -39,13 +39,10 @@ def chip(vm: KvmVm) -> Iterator[KvmKernelIrqChip]:
 
 
 @pytest.fixture
-def taker(vm: KvmVm, chip: KvmKernelIrqChip) -> Iterator[Taker]:
-    """The guest, ready, with all lines masked in PICs and IOAPIC."""
-    with Taker(vm, chip) as taker:
-        program_pics(chip, primary_mask=0xFF)
-        program_ioapic(chip, {})
-        taker.start()
-        yield taker
+def machine(vm: KvmVm, chip: KvmKernelIrqChip) -> Iterator[Machine]:
+    """A guest that takes interrupts, with all lines masked in PICs and IOAPIC."""
+    with Machine(vm, chip) as machine:
+        yield machine
 
 
 # Construction
@@ -118,22 +115,20 @@ def test_add_vcpu_wants_the_vcpu_of_that_number_and_of_its_own_vm(vm: KvmVm, chi
 # Events
 
 
-# Edge events
-
-
-def test_the_same_event_twice_is_refused_clones_included(chip: KvmKernelIrqChip, taker: Taker) -> None:
-    program_ioapic(chip, {5: ioapic_entry(0x45), 6: ioapic_entry(0x46)})
-    with IrqEdgeEvent() as event, event.try_clone() as clone, IrqLevelEvent(event.get_trigger().clone()) as level:
-        chip.register_edge_irq_event(5, event, SOURCE)
+def test_the_same_event_twice_is_refused_clones_included(chip: KvmKernelIrqChip, machine: Machine) -> None:
+    machine.pin(5, 0x45)
+    machine.pin(6, 0x46)
+    event = machine.edge(5)
+    with chip.try_clone() as other, event.try_clone() as clone, IrqLevelEvent(event.get_trigger().clone()) as level:
         for again in (event, clone):
             for gsi in (5, 6):
-                with pytest.raises(EventInUse):
-                    chip.register_edge_irq_event(gsi, again, SOURCE)
+                for handle in (chip, other):
+                    with pytest.raises(EventInUse):
+                        handle.register_edge_irq_event(gsi, again, SOURCE)
         with pytest.raises(EventInUse):
             chip.register_level_irq_event(6, level, SOURCE)
         clone.trigger()
-        assert taker.take() == 0x45
-        assert taker.take_until_marker() == []
+        machine.cpu.expect(0x45, rule="a refused registration leaves the one before")
 
 
 def test_a_descriptor_that_is_no_eventfd_is_refused(chip: KvmKernelIrqChip) -> None:
@@ -143,28 +138,25 @@ def test_a_descriptor_that_is_no_eventfd_is_refused(chip: KvmKernelIrqChip) -> N
     os.close(other_end)
 
 
-# Level events
-
-
 # Routes
 
 
-def test_route_irq_replaces_all_routes_of_its_gsi(chip: KvmKernelIrqChip, taker: Taker) -> None:
-    program_ioapic(chip, {5: ioapic_entry(0x45), 6: ioapic_entry(0x46)})
-    program_pics(chip, primary_mask=0xFF & ~(1 << 5))
+def test_route_irq_replaces_all_routes_of_its_gsi(chip: KvmKernelIrqChip, machine: Machine) -> None:
+    machine.pin(5, 0x45)
+    machine.pin(6, 0x46)
+    machine.unmask_pics(5)
     chip.route_irq(IrqRoute(5, PinSource(IrqSourceChip.IOAPIC, 6)))
-    chip.service_irq(5, True)
-    chip.service_irq(5, False)
-    assert taker.take_until_marker() == [0x46]  # neither the PIC nor pin 5
+    machine.pulse(5)
+    machine.cpu.expect(0x46, rule="neither the PIC nor pin 5 is driven")
     chip.route_irq(IrqRoute.msi(5, 0xFEE00000, 0x77))
     chip.service_irq(5, True)
-    assert taker.take() == 0x77
+    machine.cpu.expect(0x77, rule="a message takes the place of a pin")
 
 
 def test_a_route_that_only_the_kernel_refuses_changes_nothing(
-    vm: KvmVm, chip: KvmKernelIrqChip, taker: Taker, monkeypatch: pytest.MonkeyPatch
+    vm: KvmVm, chip: KvmKernelIrqChip, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program_ioapic(chip, {5: ioapic_entry(0x45)})
+    machine.pin(5, 0x45)
 
     def refuse(routes: object) -> None:
         raise HypervisorError("no", call="KVM_SET_GSI_ROUTING", errno=22)
@@ -177,10 +169,10 @@ def test_a_route_that_only_the_kernel_refuses_changes_nothing(
             chip.set_irq_routes([])
     chip.route_irq(IrqRoute.msi(30, 0xFEE00000, 0x50))  # sends the whole table, as it was before
     chip.service_irq(5, True)
-    assert taker.take() == 0x45
+    machine.cpu.expect(0x45, rule="the table is as it was")
 
 
-# Driving lines, and what only chips with an event table do
+# What only chips with an event table do
 
 
 def test_the_kernel_serves_all_events_itself(chip: KvmKernelIrqChip, caplog: pytest.LogCaptureFixture) -> None:
@@ -195,66 +187,17 @@ def test_the_kernel_serves_all_events_itself(chip: KvmKernelIrqChip, caplog: pyt
     assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
 
 
-def test_the_kernel_injects_halts_and_wakes_by_itself(chip: KvmKernelIrqChip, taker: Taker) -> None:
-    program_ioapic(chip, {5: ioapic_entry(0x45)})
+def test_the_kernel_injects_halts_and_wakes_by_itself(chip: KvmKernelIrqChip, machine: Machine) -> None:
+    machine.pin(5, 0x45)
     chip.halted(0)
     chip.kick_halted_vcpus()
-    assert chip.wait_until_runnable(taker.vcpu) is VcpuRunState.RUNNABLE  # at once, kicked or not
+    assert chip.wait_until_runnable(machine.cpu.vcpu) is VcpuRunState.RUNNABLE  # at once, kicked or not
     chip.service_irq(5, True)
-    chip.inject_interrupts(taker.vcpu)
-    assert taker.take() == 0x45
+    chip.inject_interrupts(machine.cpu.vcpu)
+    machine.cpu.expect(0x45, rule="the kernel injects by itself")
 
 
-# MP states
-
-
-# Clones and the end
-
-
-def test_clones_share_everything_and_are_closed_by_themselves(chip: KvmKernelIrqChip, taker: Taker) -> None:
-    program_ioapic(chip, {5: ioapic_entry(0x45)})
-    clone = chip.try_clone()
-    with IrqEdgeEvent() as event:
-        clone.register_edge_irq_event(5, event, SOURCE)
-        with pytest.raises(EventInUse):
-            chip.register_edge_irq_event(5, event, SOURCE)
-        clone.route_irq(IrqRoute.msi(30, 0xFEE00000, 0x50))
-        chip.route_irq(IrqRoute.msi(31, 0xFEE00000, 0x51))  # sends the clone's route, too
-        assert clone.get_mp_state(0) is MPState.RUNNABLE
-        clone.close()
-        clone.close()
-        for gsi, vector in ((30, 0x50), (31, 0x51)):
-            chip.service_irq(gsi, True)
-            assert taker.take() == vector
-        event.trigger()
-        assert taker.take() == 0x45
-        chip.unregister_edge_irq_event(5, event)
-        event.trigger()
-        assert taker.take_until_marker() == []
-
-
-def test_a_closed_handle_says_so(vm: KvmVm) -> None:
-    chip = KvmKernelIrqChip(vm, 1)
-    vcpu = vm.create_vcpu(0)
-    chip.close()
-    with IrqEdgeEvent() as event:
-        for call in (
-            lambda: chip.add_vcpu(0, vcpu),
-            lambda: chip.register_edge_irq_event(5, event, SOURCE),
-            lambda: chip.unregister_edge_irq_event(5, event),
-            lambda: chip.route_irq(IrqRoute.ioapic(5)),
-            lambda: chip.set_irq_routes([]),
-            lambda: chip.irq_event_tokens(),
-            lambda: chip.service_irq(5, True),
-            lambda: chip.get_mp_state(0),
-            lambda: chip.try_clone(),
-            lambda: chip.check_capability(IrqChipCap.X2APIC),
-            lambda: chip.get_pit(),
-            lambda: chip.wait_until_runnable(vcpu),
-            lambda: chip.irq_delayed_event_token(),
-        ):
-            with pytest.raises(Closed, match="kvm_kernel: the chip is closed"):
-                call()
+# The end
 
 
 def test_closing_the_vm_first_is_harmless(vm: KvmVm) -> None:
@@ -278,23 +221,22 @@ def test_unregistering_after_the_vm_was_closed_is_harmless(vm: KvmVm) -> None:
 
 
 def test_a_forked_child_may_close_its_handle_and_its_parent_goes_on(
-    vm: KvmVm, chip: KvmKernelIrqChip, taker: Taker
+    vm: KvmVm, chip: KvmKernelIrqChip, machine: Machine
 ) -> None:
-    program_ioapic(chip, {5: ioapic_entry(0x45)})
-    with IrqEdgeEvent() as event:
-        chip.register_edge_irq_event(5, event, SOURCE)
-        if (child := os.fork()) == 0:
-            status = 1
-            try:
-                with pytest.raises(HypervisorError, match="the VM belongs to the process that made it"):
-                    chip.service_irq(5, True)
-                chip.close()
-                status = 0
-            finally:
-                os._exit(status)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        event.trigger()
-        assert taker.take() == 0x45
+    machine.pin(5, 0x45)
+    event = machine.edge(5)
+    if (child := os.fork()) == 0:
+        status = 1
+        try:
+            with pytest.raises(HypervisorError, match="the VM belongs to the process that made it"):
+                chip.service_irq(5, True)
+            chip.close()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    event.trigger()
+    machine.cpu.expect(0x45, rule="the parent goes on")
 
 
 def test_finalize_devices_claims_nothing(chip: KvmKernelIrqChip) -> None:

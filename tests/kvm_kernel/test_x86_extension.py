@@ -1,9 +1,8 @@
-"""The x86 extension of kvm_kernel: state in and out, and a guest that moves to another VM."""
+"""The x86 extension of kvm_kernel: state in and out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -11,13 +10,11 @@ from attrs import evolve
 
 from irqchip_core.chip import MPState
 from irqchip_core.errors import InvalidArgument, InvalidRoute, UnknownVcpu, WrongType
-from irqchip_core.exits import InterruptedExit
 from irqchip_core.routes import IrqRoute
 from irqchip_core.selection import create_vm
 from irqchip_core.x86.state import ChipSnapshot, PicInitState, PicSelect, PicState, PitRwMode
 from irqchip_kvm import KvmVm
 from irqchip_kvm_kernel.chip import KernelChipState, KvmKernelIrqChip
-from tests.chips.taker import Eoi, Taker, ioapic_entry, program_ioapic, program_pics
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_leaks")]
 
@@ -90,35 +87,6 @@ def test_what_the_vmm_must_know(chip: KvmKernelIrqChip) -> None:
     assert chip.pit_uses_speaker_port() is False
 
 
-def test_a_guest_moves_to_another_vm_with_its_interrupts() -> None:
-    with ExitStack() as stack:
-        vm = stack.enter_context(create_vm("kvm"))
-        chip = stack.enter_context(KvmKernelIrqChip(vm, 1))
-        taker = stack.enter_context(Taker(vm, chip))
-        program_pics(chip, primary_mask=0xFF & ~(1 << 5))
-        program_ioapic(chip, {6: ioapic_entry(0x46)})
-        taker.start()
-        chip.route_irq(IrqRoute.msi(30, 0xFEE00000, 0x50))
-        chip.service_irq(5, True)  # pending in the PIC
-        chip.service_irq(6, True)  # pending in the local APIC
-        chip.service_irq(6, False)
-        assert taker.vcpu.complete_io() == InterruptedExit()  # else the other VM repeats the OUT that said READY
-        snapshot = chip.snapshot(1)
-        assert isinstance(snapshot.chip_specific, KernelChipState)
-        assert snapshot.mp_states == [MPState.HALTED] or snapshot.mp_states == [MPState.RUNNABLE]
-
-        other_vm = stack.enter_context(create_vm("kvm"))
-        other_chip = stack.enter_context(KvmKernelIrqChip(other_vm, 1))
-        other = stack.enter_context(Taker(other_vm, other_chip))
-        other.vcpu.set_sregs(taker.vcpu.get_sregs())
-        other.vcpu.set_regs(taker.vcpu.get_regs())
-        other_chip.restore(snapshot, 1)
-        taken = {other.take(Eoi.LAPIC | Eoi.PRIMARY) for _ in range(2)}
-        assert taken == {0x35, 0x46}
-        other_chip.service_irq(30, True)
-        assert other.take() == 0x50
-
-
 def test_a_snapshot_of_another_size_is_refused_before_anything_changes(chip: KvmKernelIrqChip, vm: KvmVm) -> None:
     with pytest.raises(UnknownVcpu):
         chip.snapshot(1)  # its vCPU was never added
@@ -142,8 +110,10 @@ def two_vcpu_snapshot() -> ChipSnapshot:
     with create_vm("kvm") as vm, KvmKernelIrqChip(vm, 2) as chip:
         for vcpu_id in (0, 1):
             chip.add_vcpu(vcpu_id, vm.create_vcpu(vcpu_id))
-        program_pics(chip, primary_mask=0x5A)
-        program_ioapic(chip, {5: ioapic_entry(0x45)})
+        chip.set_pic_state(PicSelect.PRIMARY, PicState(imr=0x5A, elcr_mask=0xF8))
+        ioapic = chip.get_ioapic_state()
+        ioapic.redirect_table[5] = 0x45
+        chip.set_ioapic_state(ioapic)
         snapshot = chip.snapshot(2)
         snapshot.pit.channels[2] = evolve(snapshot.pit.channels[2], count=1234, mode=3)
         return snapshot

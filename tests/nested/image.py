@@ -20,7 +20,17 @@ from tests.nested.kernel import Kernel
 
 ROOT = Path(__file__).parents[2]
 """Of this repository."""
-SOURCES = ("pyproject.toml", "README.md", "docs", "irqchip_core", "hypervisors", "plugins", "vmm", "tests")
+SOURCES = (
+    "pyproject.toml",
+    "README.md",
+    "docs",
+    "irqchip_core",
+    "pytest_irqchip.py",
+    "hypervisors",
+    "plugins",
+    "vmm",
+    "tests",
+)
 DISTRIBUTIONS = ("pytest", "pytest-timeout", "hypothesis")
 """What is taken beside the distributions whose name begins with `irqchip-`; each with all that it requires."""
 LEFT_OUT = (

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from irqchip_core.chip import IrqChipCap
-from irqchip_core.x86.registers import CpuidEntry
 from irqchip_core.x86.cpuid import vcpu_cpuid
+from irqchip_core.x86.registers import CpuidEntry
 
 SUPPORTED = [
     CpuidEntry(0, eax=0x0D, ebx=1, ecx=2, edx=3),

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable
+from typing import Any
 
-from irqchip_core.errors import Closed, InvalidArgument, IrqChipError
+from irqchip_core.chip import MPState
+from irqchip_core.errors import Closed, InvalidArgument, IrqChipError, WrongType
 from irqchip_core.events import IrqEdgeEvent, IrqLevelEvent
 from irqchip_core.testing.conformance.base import Scenarios
 from irqchip_core.testing.machine import SOURCE, Machine
 from irqchip_core.testing.verdict import Nonconforming, accepted, check, check_equal, refused
+from irqchip_core.vcpu import Vcpu
+
+Kinds = type[Exception] | tuple[type[Exception], ...]
 
 
-def refuse_each(machine: Machine, kind: type[Exception], calls: dict[str, Callable[[], object]]) -> None:
+def refuse_each(machine: Machine, kind: Kinds, calls: dict[str, Callable[[], object]]) -> None:
     """Demand that each call is refused, names what is wrong, and changes nothing."""
     for what, call in calls.items():
         before = machine.fingerprint()
@@ -35,12 +42,15 @@ class Arguments(Scenarios):
         for gsi in (-1, 1 << 32):
             refuse_each(machine, InvalidArgument, calls_with_gsi(machine, gsi, edge, level))
 
-    def test_gsi_that_is_no_number(self) -> None:
-        """So is a GSI of another type."""
-        machine = self.boot()
+    def test_numbers_of_a_wrong_type(self) -> None:
+        """What is no number is refused wherever a number belongs."""
+        machine = self.boot(chip_vcpus=2)
         edge, level = IrqEdgeEvent(), IrqLevelEvent()
         machine.keep(edge, level)
-        refuse_each(machine, IrqChipError, calls_with_gsi(machine, "5", edge, level))  # type: ignore[arg-type]
+        vcpu = machine.vm.create_vcpu(1)
+        for wrong in ("4", None, 4.0, True):
+            calls = calls_with_gsi(machine, wrong, edge, level) | calls_with_number(machine, wrong, vcpu)
+            refuse_each(machine, WrongType, calls)
 
     def test_closed_events(self) -> None:
         """A closed event is refused."""
@@ -63,30 +73,59 @@ class Arguments(Scenarios):
             },
         )
 
-    def test_events_of_a_wrong_type(self) -> None:
-        """What is no event of the kind is refused."""
+    def test_descriptor_closed_behind_the_chip(self) -> None:
+        """So is an event whose descriptor is gone."""
         machine = self.boot()
+        event = IrqEdgeEvent()
+        fd = event.get_trigger().fileno()
+        os.close(fd)
+        try:
+            call = lambda: machine.chip.register_edge_irq_event(5, event, SOURCE)  # noqa: E731
+            refuse_each(machine, (OSError, IrqChipError), {"registering an event whose descriptor is gone": call})
+        finally:
+            null = os.open(os.devnull, os.O_RDONLY)
+            if null != fd:
+                os.dup2(null, fd)
+                os.close(null)
+            event.close()
+
+    def test_objects_of_a_wrong_type(self) -> None:
+        """What is no event, route, MP state or capability of the kind is refused."""
+        machine = self.boot()
+        machine.pin(5, 0x45)
         edge, level = IrqEdgeEvent(), IrqLevelEvent()
         machine.keep(edge, level)
-        chip = machine.chip
+        chip: Any = machine.chip
         refuse_each(
             machine,
-            IrqChipError,
+            WrongType,
             {
-                "a level event registered as edge": lambda: chip.register_edge_irq_event(5, level, SOURCE),  # type: ignore[arg-type]
-                "an edge event registered as level": lambda: chip.register_level_irq_event(5, edge, SOURCE),  # type: ignore[arg-type]
-                "an object registered as edge event": lambda: chip.register_edge_irq_event(5, object(), SOURCE),  # type: ignore[arg-type]
-                "an object unregistered as edge event": lambda: chip.unregister_edge_irq_event(5, object()),  # type: ignore[arg-type]
+                "a level event registered as edge": lambda: chip.register_edge_irq_event(5, level, SOURCE),
+                "an edge event registered as level": lambda: chip.register_level_irq_event(5, edge, SOURCE),
+                "a level event unregistered as edge": lambda: chip.unregister_edge_irq_event(5, level),
+                "an edge event unregistered as level": lambda: chip.unregister_level_irq_event(5, edge),
+                "a trigger registered as edge event": lambda: chip.register_edge_irq_event(
+                    5, edge.get_trigger(), SOURCE
+                ),
+                "an object unregistered as edge event": lambda: chip.unregister_edge_irq_event(5, object()),
+                "route_irq of what is no route": lambda: chip.route_irq((5, 0x45)),
+                "set_irq_routes of what are no routes": lambda: chip.set_irq_routes([None]),
+                "set_irq_routes of what is no list": lambda: chip.set_irq_routes(None),
+                "an MP state of a wrong type": lambda: chip.set_mp_state(0, "runnable"),
+                "a capability of a wrong type": lambda: chip.check_capability("x2apic"),
             },
         )
+        machine.pulse(5)
+        machine.cpu.expect(0x45, rule="after refused routes the routes are as before")
+        chip.register_edge_irq_event(5, edge, SOURCE)
+        chip.register_level_irq_event(10, level, SOURCE)  # both triggers are free still
 
     def test_eoi_of_no_vector(self) -> None:
         """`broadcast_eoi` takes 0 to 255, and any of these is harmless."""
         machine = self.boot()
-        calls: dict[str, Callable[[], object]] = {}
         for vector in (-1, 256):
-            calls[f"broadcast_eoi({vector})"] = lambda vector=vector: machine.chip.broadcast_eoi(vector)  # type: ignore[misc]
-        refuse_each(machine, InvalidArgument, calls)
+            call = functools.partial(machine.chip.broadcast_eoi, vector)
+            refuse_each(machine, InvalidArgument, {f"broadcast_eoi({vector})": call})
         before = machine.fingerprint()
         with accepted("broadcast_eoi takes any vector"):
             for vector in (0, 0x45, 255):
@@ -100,22 +139,6 @@ class Arguments(Scenarios):
             for gsi in (24, 4095, 4096, 0xFFFFFFFF):
                 machine.pulse(gsi)
         machine.cpu.expect_nothing(rule="a GSI without a route reaches nothing")
-
-    def test_routes_of_a_wrong_type(self) -> None:
-        """What is no route is refused."""
-        machine = self.boot()
-        machine.pin(5, 0x45)
-        chip = machine.chip
-        refuse_each(
-            machine,
-            IrqChipError,
-            {
-                "route_irq of what is no route": lambda: chip.route_irq((5, 0x45)),  # type: ignore[arg-type]
-                "set_irq_routes of what are no routes": lambda: chip.set_irq_routes([5]),  # type: ignore[list-item]
-            },
-        )
-        machine.pulse(5)
-        machine.cpu.expect(0x45, rule="after refused routes the routes are as before")
 
     def test_errors_say_what_to_do(self) -> None:
         """An error names the chip and the argument, and carries an errno."""
@@ -132,7 +155,7 @@ class Arguments(Scenarios):
 
 
 def calls_with_gsi(
-    machine: Machine, gsi: int, edge: IrqEdgeEvent, level: IrqLevelEvent
+    machine: Machine, gsi: Any, edge: IrqEdgeEvent, level: IrqLevelEvent
 ) -> dict[str, Callable[[], object]]:
     """Each call that takes a GSI."""
     chip = machine.chip
@@ -142,4 +165,17 @@ def calls_with_gsi(
         f"register_level_irq_event on GSI {gsi!r}": lambda: chip.register_level_irq_event(gsi, level, SOURCE),
         f"unregister_level_irq_event on GSI {gsi!r}": lambda: chip.unregister_level_irq_event(gsi, level),
         f"service_irq of GSI {gsi!r}": lambda: chip.service_irq(gsi, True),
+    }
+
+
+def calls_with_number(machine: Machine, number: Any, vcpu: Vcpu) -> dict[str, Callable[[], object]]:
+    """Each call that takes another number."""
+    chip = machine.chip
+    return {
+        f"service_irq_event({number!r})": lambda: chip.service_irq_event(number),
+        f"broadcast_eoi({number!r})": lambda: chip.broadcast_eoi(number),
+        f"add_vcpu({number!r}, ...)": lambda: chip.add_vcpu(number, vcpu),
+        f"get_mp_state({number!r})": lambda: chip.get_mp_state(number),
+        f"set_mp_state({number!r}, ...)": lambda: chip.set_mp_state(number, MPState.RUNNABLE),
+        f"get_lapic_state({number!r})": lambda: chip.get_lapic_state(number),
     }

@@ -135,6 +135,18 @@ class State(Scenarios):
         move(machine, other)
         other.cpu.expect_all([0x35, 0x46], rule=MOVED, eoi=Eoi.LAPIC | Eoi.PRIMARY)
 
+    def test_moved_guest(self) -> None:
+        """A guest goes on in another machine, its processor's registers moved, too, and takes what was pending."""
+        machine, other = self.boot(), self.boot()
+        self.lab.leave_open("whether the PIC or the local APIC comes first", order_only=True)
+        machine.unmask_pics(5)
+        machine.pin(6, 0x46)
+        machine.pulse(5)
+        machine.pulse(6)
+        other.cpu.take_over(machine.cpu)
+        move(machine, other)
+        other.cpu.expect_all([0x35, 0x46], rule=MOVED, eoi=Eoi.LAPIC | Eoi.PRIMARY)
+
     def test_moved_masked_line(self) -> None:
         """A snapshot has the level of a line that is still asserted."""
         machine, other = self.boot(), self.boot()

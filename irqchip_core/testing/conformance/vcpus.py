@@ -84,12 +84,12 @@ class MpStates(Scenarios):
 
     @needs(IrqChipCap.MP_STATE_GET_SET)
     def test_mp_state_of_an_unknown_vcpu(self) -> None:
-        """A vCPU out of range is unknown."""
-        machine = self.boot()
-        for vcpu_id in (1, 99, -1):
-            with refused(UnknownVcpu, f"get_mp_state refuses vCPU {vcpu_id} of a chip for one"):
+        """A vCPU that was not added, or is out of range, is unknown."""
+        machine = self.boot(chip_vcpus=2)
+        for vcpu_id in (1, 2, 1 << 40, -1):
+            with refused(UnknownVcpu, f"get_mp_state refuses vCPU {vcpu_id}, which was not added"):
                 machine.chip.get_mp_state(vcpu_id)
-            with refused(UnknownVcpu, f"set_mp_state refuses vCPU {vcpu_id} of a chip for one"):
+            with refused(UnknownVcpu, f"set_mp_state refuses vCPU {vcpu_id}, which was not added"):
                 machine.chip.set_mp_state(vcpu_id, MPState.RUNNABLE)
 
     @needs(IrqChipCap.MP_STATE_GET_SET)
