@@ -12,7 +12,7 @@ from irqchip_core.events import IrqEdgeEvent, IrqEventSource, IrqEventToken, Irq
 from irqchip_core.irq_loop import AsyncIrqLoop, IrqLoop
 from tests.core.table_chip import TableChip
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = pytest.mark.usefixtures("no_leaks", "kind")
 
 SOURCE = IrqEventSource(PlatformDeviceId.SERIAL, 0, "COM1")
 
