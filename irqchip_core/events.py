@@ -179,6 +179,8 @@ class _SocketPair(Event):
     def _adopt(self, reader: socket.socket, writer: socket.socket) -> None:
         for end in (reader, writer):
             end.setblocking(False)
+            if end.family == socket.AF_INET:  # where there are no others: a signal must not arrive after a reset
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._reader, self._writer = reader, writer
         self._fd = reader.fileno()
 
