@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -137,7 +138,7 @@ def test_timers_of_devices_ring_in_virtual_time() -> None:
                 machine.stop()
 
         for number, seconds in ((3, 86_400), (1, 5), (2, 5), (4, 90_000)):
-            machine.call_later(seconds * 10**9, lambda number=number: ring(number))
+            machine.call_later(seconds * 10**9, partial(ring, number))
         assert machine.run(TIMEOUT).end.outcome is Outcome.STOPPED
     assert seen == [(1, 5 * 10**9), (2, 5 * 10**9), (3, 86_400 * 10**9)]
 

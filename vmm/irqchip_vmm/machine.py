@@ -22,7 +22,7 @@ from irqchip_core.arguments import check_int
 from irqchip_core.bus import Bus, BusDevice
 from irqchip_core.chip import IrqChip, IrqChipCap
 from irqchip_core.clock import VirtualClock
-from irqchip_core.errors import Closed, Exhausted, InvalidArgument, IrqChipError, WrongType
+from irqchip_core.errors import Closed, Exhausted, InvalidArgument, WrongType
 from irqchip_core.events import DeviceId, IrqEventSource, PlatformDeviceId
 from irqchip_core.irq_loop import IrqLoop
 from irqchip_core.routes import IOAPIC_PINS
@@ -61,8 +61,8 @@ class Machine:
         console: Takes each byte the guest sends on COM1, on a vCPU's thread.
         on_end: Called once, on the thread that ends the run or closes the machine without one. If the console or a
             device has to wait for something else, let it return now.
-        deterministic: Make a VM in virtual time: the run depends on the guest alone, and is the same each time. A VM that
-            is given has its own time; the run is deterministic if that is a `VirtualClock`.
+        deterministic: Make a VM in virtual time: the run depends on the guest alone, and is the same each time. A VM
+            that is given has its own time; the run is deterministic if that is a `VirtualClock`.
         on_interrupt: Called with each interrupt that is injected; in virtual time only.
 
     Raises:

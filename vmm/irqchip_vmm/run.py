@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from irqchip_core.chip import IrqChipCap
 from irqchip_core.errors import InvalidArgument
@@ -95,12 +95,12 @@ def _trace_to(path: str | None) -> Iterator[Callable[[InjectedInterrupt], object
     if path is None:
         yield None
         return
-    try:
-        file = open(path, "w", encoding="ascii")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InvalidArgument(f"cannot write it: {reason}", subject=path, argument="--trace") from None
-    with file:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "w", encoding="ascii"))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InvalidArgument(f"cannot write it: {reason}", subject=path, argument="--trace") from None
         print(HEADING, file=file)
         yield lambda interrupt: print(interrupt, file=file)
 

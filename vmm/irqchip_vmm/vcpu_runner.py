@@ -1,4 +1,4 @@
-"""A vCPU from its making to its close: run to an exit, the exit served, again. Which thread does that is not known here."""
+"""A vCPU from its making to its close: run to an exit, the exit served, again. On which thread is not known here."""
 
 from __future__ import annotations
 

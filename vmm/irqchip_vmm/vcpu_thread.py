@@ -61,8 +61,9 @@ class VcpuThread(threading.Thread):
         try:
             with ExitStack() as made:
                 vcpus = []
-                for self._running in self._runners:
-                    vcpus.append(made.enter_context(self._running.made()))
+                for runner in self._runners:
+                    self._running = runner
+                    vcpus.append(made.enter_context(runner.made()))
                 self._barrier.wait()
                 self._run(vcpus)
         except threading.BrokenBarrierError:
@@ -118,11 +119,12 @@ class VirtualTimeThread(VcpuThread):
     def _take_turns(self, vcpus: Sequence[VcpuX86_64], irq_loop: SteppedIrqLoop) -> bool:
         """One turn for each vCPU that can run; False if none can."""
         some = False
-        for self._running, vcpu in zip(self._runners, vcpus, strict=True):
+        for runner, vcpu in zip(self._runners, vcpus, strict=True):
+            self._running = runner
             self._chip.inject_interrupts(vcpu)  # wakes it up, if there is something to inject
             if self._ending.end is None and self._chip.get_mp_state(vcpu.id) is MPState.RUNNABLE:
                 some = True
-                self._running.step(vcpu)
+                runner.step(vcpu)
                 self._clock.advance(EXIT_NS)
                 self._serve(irq_loop)
         return some

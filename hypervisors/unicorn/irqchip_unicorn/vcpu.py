@@ -69,8 +69,8 @@ class UnicornVcpu:
 
         Buffers in the exit are valid until the next `run`, which also completes the access.
 
-        With a `VirtualClock` each instruction lets `NS_PER_INSTRUCTION` elapse on it, and `InterruptedExit` comes at the
-        clock's next alarm, or after `TURN` instructions: time to advance the clock, and for another vCPU.
+        With a `VirtualClock` each instruction lets `NS_PER_INSTRUCTION` elapse on it, and `InterruptedExit` comes at
+        the clock's next alarm, or after `TURN` instructions: time to advance the clock, and for another vCPU.
 
         Raises:
             Closed: The vCPU is closed, or was closed meanwhile.
