@@ -16,19 +16,19 @@ import selectors
 import socket
 import stat
 import time
-from typing import Any, NewType, Self
+from typing import TYPE_CHECKING, Any, NewType, Self
 
 from attrs import field, frozen, validators
-from typing_extensions import override
 
 from irqchip_core.errors import Closed
+
+if TYPE_CHECKING:
+    from irqchip_core.socket_pair import SocketPairEvent
 
 PollSelector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
 """The best selector that takes a descriptor of any number and any kind, where the system has such a one."""
 
 _ONE = (1).to_bytes(8, "little")
-_MOST_SIGNALS = 1 << 16
-"""Bytes to read of a socket at once."""
 
 
 def _open_file_identity(fd: int) -> object:
@@ -50,6 +50,12 @@ def _open_file_identity(fd: int) -> object:
     return object()
 
 
+def _socket_pair() -> type[SocketPairEvent]:
+    from irqchip_core.socket_pair import SocketPairEvent  # which is an Event
+
+    return SocketPairEvent
+
+
 class Event:
     """A counting wake-up object with a descriptor: a Linux eventfd, not in semaphore mode.
 
@@ -63,7 +69,7 @@ class Event:
     __slots__ = ("_fd", "_identity")
 
     def __new__(cls) -> Self:
-        kind: Any = _SocketPair if cls is Event and not hasattr(os, "eventfd") else cls
+        kind: Any = _socket_pair() if cls is Event and not hasattr(os, "eventfd") else cls
         event: Self = object.__new__(kind)
         return event
 
@@ -135,7 +141,7 @@ class Event:
             self._identity = self._identity or object()
             os.close(fd)
 
-    def _descriptors(self) -> list[int]:
+    def descriptors(self) -> list[int]:
         """All it takes to rebuild the event in another process."""
         return [self.fileno()]
 
@@ -165,73 +171,6 @@ class Event:
 
     def __repr__(self) -> str:
         return f"<Event fd={self._fd}>" if self._fd >= 0 else "<Event closed>"
-
-
-class _SocketPair(Event):
-    """An event where there is no eventfd: each signal is a byte between two connected sockets."""
-
-    __slots__ = ("_reader", "_writer")
-
-    def __init__(self) -> None:
-        self._adopt(*socket.socketpair())
-        self._identity = None
-
-    def _adopt(self, reader: socket.socket, writer: socket.socket) -> None:
-        for end in (reader, writer):
-            end.setblocking(False)
-            if end.family == socket.AF_INET:  # where there are no others: a signal must not arrive after a reset
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._reader, self._writer = reader, writer
-        self._fd = reader.fileno()
-
-    @classmethod
-    def from_fds(cls, reader: int, writer: int) -> Self:
-        """Adopt both ends, which this event closes from now on."""
-        event = object.__new__(cls)
-        event._adopt(socket.socket(fileno=reader), socket.socket(fileno=writer))
-        event._identity = None
-        return event
-
-    @override
-    def signal(self) -> None:
-        self.fileno()
-        with contextlib.suppress(BlockingIOError):  # full: whoever waits finds more than enough
-            self._writer.send(b"\1")
-
-    @override
-    def reset(self) -> int:
-        self.fileno()
-        signals = 0
-        with contextlib.suppress(BlockingIOError):
-            while len(some := self._reader.recv(_MOST_SIGNALS)) == _MOST_SIGNALS:
-                signals += len(some)
-            signals += len(some)
-        return signals
-
-    @override
-    def clone(self) -> Self:
-        self.fileno()
-        copy = object.__new__(type(self))
-        reader = self._reader.dup()
-        try:
-            copy._adopt(reader, self._writer.dup())
-        except BaseException:
-            reader.close()
-            raise
-        copy._identity = self._identify()
-        return copy
-
-    @override
-    def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            self._identity = self._identity or object()
-            self._reader.close()
-            self._writer.close()
-
-    @override
-    def _descriptors(self) -> list[int]:
-        return [self.fileno(), self._writer.fileno()]
 
 
 class IrqEdgeEvent:
@@ -335,7 +274,7 @@ class IrqLevelEvent:
 
     def send(self, connection: socket.socket) -> None:
         """Hand the event to another process over a Unix socket (SCM_RIGHTS)."""
-        socket.send_fds(connection, [b"L"], [*self._trigger._descriptors(), *self._resample._descriptors()])
+        socket.send_fds(connection, [b"L"], [*self._trigger.descriptors(), *self._resample.descriptors()])
 
     @classmethod
     def receive(cls, connection: socket.socket) -> Self:
@@ -348,7 +287,7 @@ class IrqLevelEvent:
         if data == b"L" and len(fds) == 2:
             return cls(Event.from_fd(fds[0]), Event.from_fd(fds[1]))
         if data == b"L" and len(fds) == 4:
-            return cls(_SocketPair.from_fds(*fds[:2]), _SocketPair.from_fds(*fds[2:]))
+            return cls(_socket_pair().from_fds(*fds[:2]), _socket_pair().from_fds(*fds[2:]))
         for fd in fds:
             os.close(fd)
         raise EOFError(f"expected a level event with 2 or 4 descriptors, got {data!r} with {len(fds)}")
