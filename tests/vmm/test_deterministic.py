@@ -24,7 +24,7 @@ from tests.guests.assemble import GUESTS
 
 pytestmark = [pytest.mark.usefixtures("no_leaks"), pytest.mark.timeout(300)]
 TIMEOUT = 50
-REPEAT = int(os.environ.get("IRQCHIP_REPEAT", "20"))
+REPEAT = int(os.environ.get("IRQCHIP_REPEAT", "10"))
 """How often the demonstration guest is run; 100 takes a minute or two."""
 COMMAND = [sys.executable, "-m", "irqchip_core", "run"]
 
@@ -48,6 +48,23 @@ def test_a_run_repeats_exactly(vcpu_count: int) -> None:
         trace_again, result_again, time_again = run(vcpu_count)
         assert trace_again == trace
         assert (result_again.exits, result_again.report, time_again) == (result.exits, result.report, time)
+
+
+def test_the_real_time_clock_keeps_virtual_time() -> None:
+    # The guest takes periodic interrupts of the RTC, and counts them.
+    traces, times = [], []
+    for _ in range(3):
+        lines: list[str] = []
+        with loaded(
+            Machine(deterministic=True, on_interrupt=lambda interrupt: lines.append(str(interrupt))), "real/rtc"
+        ) as machine:
+            result = machine.run(TIMEOUT)
+            times.append(machine.vm.clock.now())
+        assert result.end.outcome is Outcome.EXIT
+        traces.append(lines)
+    assert traces == [traces[0]] * 3
+    assert times == [times[0]] * 3
+    assert len(traces[0]) >= next(count.raised for count in result.interrupts if count.name == "rtc") > 0
 
 
 def test_four_vcpus_repeat_too() -> None:

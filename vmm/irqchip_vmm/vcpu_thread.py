@@ -120,9 +120,11 @@ class VirtualTimeThread(VcpuThread):
         """One turn for each vCPU that can run; False if none can."""
         some = False
         for runner, vcpu in zip(self._runners, vcpus, strict=True):
+            if self._ending.end is not None:
+                break
             self._running = runner
             self._chip.inject_interrupts(vcpu)  # wakes it up, if there is something to inject
-            if self._ending.end is None and self._chip.get_mp_state(vcpu.id) is MPState.RUNNABLE:
+            if self._chip.get_mp_state(vcpu.id) is MPState.RUNNABLE:
                 some = True
                 runner.step(vcpu)
                 self._clock.advance(EXIT_NS)
