@@ -15,11 +15,13 @@ from irqchip_core.chip import IrqChipCap
 from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import InvalidArgument, NothingSuitable
 from irqchip_core.selection import create_vm
+from irqchip_core.testing import FakeVcpu
+from irqchip_core.x86.registers import Regs
 from irqchip_vmm import Machine, Outcome, RunResult, load_file
 from irqchip_vmm.guest import demonstration_guest
 from irqchip_vmm.machine import VIRTUAL_WALL_TIME
 from irqchip_vmm.report import demonstration_problems, totals
-from irqchip_vmm.trace import HEADING
+from irqchip_vmm.trace import HEADING, trace
 from tests.guests.assemble import GUESTS
 
 pytestmark = [pytest.mark.usefixtures("no_leaks"), pytest.mark.timeout(300)]
@@ -43,10 +45,10 @@ def run(vcpu_count: int) -> tuple[str, RunResult, int]:
 
 @pytest.mark.parametrize("vcpu_count", [1, 2])
 def test_a_run_repeats_exactly(vcpu_count: int) -> None:
-    trace, result, time = run(vcpu_count)
+    lines, result, time = run(vcpu_count)
     for _ in range(REPEAT - 1):
-        trace_again, result_again, time_again = run(vcpu_count)
-        assert trace_again == trace
+        lines_again, result_again, time_again = run(vcpu_count)
+        assert lines_again == lines
         assert (result_again.exits, result_again.report, time_again) == (result.exits, result.report, time)
 
 
@@ -73,8 +75,8 @@ def test_four_vcpus_repeat_too() -> None:
 
 @pytest.mark.parametrize("vcpu_count", [1, 2])
 def test_the_trace_has_every_interrupt(vcpu_count: int) -> None:
-    trace, result, time = run(vcpu_count)
-    lines = [line.split() for line in trace.splitlines()]
+    text, result, time = run(vcpu_count)
+    lines = [line.split() for line in text.splitlines()]
     times = [int(line[0]) for line in lines]
     assert times == sorted(times)
     assert times[-1] < time
@@ -84,6 +86,17 @@ def test_the_trace_has_every_interrupt(vcpu_count: int) -> None:
         injected = sum(1 for line in lines if line[1] == str(vcpu))
         assert taken <= injected <= taken + 20
     assert {line[2] for line in lines} == {"irq"}
+
+
+def test_a_trace_tells_irqs_and_nmis() -> None:
+    told: list[str] = []
+    vcpu = FakeVcpu(3)
+    vcpu.set_regs(Regs(rip=0x7C00))
+    trace(vcpu, VirtualClock(5), lambda interrupt: told.append(str(interrupt)))
+    vcpu.interrupt(0x41)
+    vcpu.inject_nmi()
+    assert told == ["5 3 irq 0x41 0x7c00", "5 3 nmi 0x02 0x7c00"]
+    assert (vcpu.injected, vcpu.nmis) == ([0x41], 1)
 
 
 @pytest.mark.parametrize("vcpus", ["1", "2"])
