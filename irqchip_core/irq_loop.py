@@ -8,7 +8,6 @@ tokens (all in the kernel) is waited on for free.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import selectors
 import threading
@@ -18,7 +17,7 @@ from typing import Self
 from typing_extensions import override
 
 from irqchip_core.chip import IrqChip
-from irqchip_core.errors import Closed, IrqChipError
+from irqchip_core.errors import IrqChipError
 from irqchip_core.events import Event, IrqEventIndex, IrqEventSource, IrqEventToken
 from irqchip_core.observers import ChipObserver
 
@@ -34,6 +33,7 @@ class _Sources(ChipObserver):
     def __init__(self, chip: IrqChip) -> None:
         self.chip = chip
         self.changed = Event()
+        self._lock = threading.Lock()  # of `changed`: whoever signals it must not meet another file of its number
         self.delayed = chip.irq_delayed_event_token()
         self.tokens: dict[IrqEventIndex, IrqEventToken] = {}
         self.handled = 0
@@ -57,8 +57,9 @@ class _Sources(ChipObserver):
 
     def wake(self) -> None:
         """Let the loop look at what has changed. Harmless once it has ended."""
-        with contextlib.suppress(Closed):
-            self.changed.signal()
+        with self._lock:
+            if not self.changed.closed:
+                self.changed.signal()
 
     def refresh(self) -> tuple[list[IrqEventToken], list[IrqEventToken]]:
         """Take note of the chip's tokens: which are new, and which are gone (to be closed by the caller)."""
@@ -109,7 +110,8 @@ class _Sources(ChipObserver):
         self.tokens.clear()
         if self.delayed is not None:
             self.delayed.close()
-        self.changed.close()
+        with self._lock:
+            self.changed.close()
 
 
 def _watch(sources: _Sources, selector: selectors.BaseSelector) -> None:

@@ -160,7 +160,8 @@ class DeviceLoop:
             if self._alarm is not None:
                 self._alarm.close()
             self._selector.close()
-            self._changed.close()
+            with self._lock:
+                self._changed.close()
 
     def step(self, *, wait: bool = False) -> int:
         """Serve what is readable now, on this thread; with `wait` something is waited for. Returns how much it was."""
@@ -168,8 +169,10 @@ class DeviceLoop:
         return self._poll(None if wait else 0)
 
     def wake(self) -> None:
-        """End the waiting of a `step`. From any thread."""
-        self._changed.signal()
+        """End the waiting of a `step`. From any thread; harmless after `stop`."""
+        with self._lock:
+            if not self._changed.closed:
+                self._changed.signal()
 
     def _run(self) -> None:
         self._thread_id = threading.get_ident()
