@@ -56,13 +56,16 @@ class Irqfds:
         found.trigger.close()
         return True
 
-    def take_out(self, gsi: int) -> list[Irqfd]:
-        """Disconnect all events of `gsi` and hand them over; from now on their signals wait for the caller."""
+    def take_out(self, gsi: int) -> Irqfd | None:
+        """Disconnect one event of `gsi` and hand it over; None if there is none.
+
+        Nobody listens to it now: its signals wait in the trigger, which is the caller's to close.
+        """
         with self._lock:
-            found = [one for one in self._irqfds if one.gsi == gsi]
-            for irqfd in found:
-                self._release(irqfd)
-                self._irqfds.remove(irqfd)
+            found = next((one for one in self._irqfds if one.gsi == gsi), None)
+            if found is not None:
+                self._release(found)
+                self._irqfds.remove(found)
         return found
 
     def gsis(self) -> set[int]:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from irqchip_core.arguments import check_int, check_type
+from irqchip_core.chip import IrqChipCap
 from irqchip_core.errors import InvalidArgument, UnknownVcpu, WrongType
 from irqchip_core.vcpu import Vcpu
 from irqchip_core.x86.lapic_registers import IA32_APIC_BASE, IA32_TSC_DEADLINE
 from irqchip_core.x86.state import LapicState
+from irqchip_kvm.abi import Cap
 from irqchip_kvm.vcpu import KvmVcpu
 from irqchip_kvm.vm import KvmVm
+
+
+def lapic_capabilities(vm: KvmVm) -> frozenset[IrqChipCap]:
+    """What chips can do whose local APICs are KVM's."""
+    capabilities = {IrqChipCap.X2APIC, IrqChipCap.MP_STATE_GET_SET}
+    if vm.check_extension(Cap.TSC_DEADLINE_TIMER) == 1:
+        capabilities.add(IrqChipCap.TSC_DEADLINE_TIMER)
+    return frozenset(capabilities)
 
 
 class VcpuSlots:
@@ -79,6 +89,19 @@ class VcpuSlots:
             )
         return vcpu
 
+    def own(self, vcpu: Vcpu) -> KvmVcpu:
+        """`vcpu`, which must be one of these. Raises `WrongType` or `UnknownVcpu` if it is not."""
+        check_type(vcpu, KvmVcpu, subject=self._subject, argument="vcpu")
+        own = self[vcpu.id]
+        if own is not vcpu:
+            raise UnknownVcpu(
+                f"this vCPU {vcpu.id} is not the chip's",
+                subject=self._subject,
+                argument="vcpu",
+                remedy="give it to add_vcpu first",
+            )
+        return own
+
     def all(self) -> list[KvmVcpu]:
         """Every vCPU, by number. Raises `UnknownVcpu` if one was not added."""
         return [self[vcpu_id] for vcpu_id in range(len(self._vcpus))]
@@ -95,8 +118,13 @@ class VcpuSlots:
     def set_lapic_state(self, vcpu_id: int, state: LapicState) -> None:
         vcpu = self[vcpu_id]
         check_type(state, LapicState, subject=self._subject, argument="state")
+        before = vcpu.get_msrs([IA32_APIC_BASE])
         if state.apic_base is not None:  # first: it says in which mode the registers are
             vcpu.set_msrs({IA32_APIC_BASE: state.apic_base})
-        vcpu.set_lapic_state(state)
+        try:
+            vcpu.set_lapic_state(state)
+        except BaseException:
+            vcpu.set_msrs(before)
+            raise
         if state.tsc_deadline:
             vcpu.set_msrs({IA32_TSC_DEADLINE: state.tsc_deadline})

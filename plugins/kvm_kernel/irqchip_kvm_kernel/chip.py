@@ -28,6 +28,7 @@ from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.state import IoapicState, LapicState, PicSelect, PicState, PitState
 from irqchip_kvm import Irqfds, KvmVm, VcpuSlots
 from irqchip_kvm.abi import Cap
+from irqchip_kvm.vcpu_slots import lapic_capabilities
 
 _log = logging.getLogger(__name__)
 
@@ -49,13 +50,6 @@ _NEEDED = {
 }
 
 
-def _capabilities(vm: KvmVm) -> frozenset[IrqChipCap]:
-    capabilities = {IrqChipCap.X2APIC, IrqChipCap.MP_STATE_GET_SET}
-    if vm.check_extension(Cap.TSC_DEADLINE_TIMER) == 1:
-        capabilities.add(IrqChipCap.TSC_DEADLINE_TIMER)
-    return frozenset(capabilities)
-
-
 def probe(vm: Vm) -> Probe:
     """Whether `vm` can have this chip."""
     if not isinstance(vm, KvmVm):
@@ -63,7 +57,7 @@ def probe(vm: Vm) -> Probe:
     missing = [what for capability, what in _NEEDED.items() if not vm.check_extension(capability)]
     if missing:
         return Probe(f"this kernel's KVM lacks {', '.join(missing)}; use a kernel with CONFIG_KVM_IOAPIC")
-    return Probe(capabilities=_capabilities(vm))
+    return Probe(capabilities=lapic_capabilities(vm))
 
 
 @frozen
@@ -89,7 +83,7 @@ class _Shared:
         self.vcpus = VcpuSlots(NAME, vm, vcpu_count)
         self.irqfds = Irqfds(vm)
         self.routes = RoutingTable(default_routes(), subject=NAME)  # KVM_CREATE_IRQCHIP installs the same
-        self.capabilities = _capabilities(vm)
+        self.capabilities = lapic_capabilities(vm)
         self.handles = 1
         self.lock = threading.Lock()
 
