@@ -214,8 +214,9 @@ class KvmSplitIrqChip(BoardChip):
     def _check_level_events(self, routes: RoutingTable) -> None:
         for slot in self._board.events.slots():
             if slot.resample is not None and _has_message(routes[slot.gsi]):
+                device = slot.source.device_name
                 raise InvalidRoute(
-                    f"nobody tells the end of a message, and {slot.source.device_name} has a level event on GSI {slot.gsi}",
+                    f"{device} has a level event on GSI {slot.gsi}, and nobody tells the end of a message",
                     subject=NAME,
                     argument="route",
                     remedy="unregister the event first, or route another GSI",

@@ -10,8 +10,6 @@ GSIs from the number of pins on have the messages of the chip's own routes, for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from irqchip_core.routes import IrqRoute, MsiSource, RoutingTable
 from irqchip_core.x86.ioapic import MASKED, REMOTE_IRR, Ioapic
 from irqchip_core.x86.msi import LEVEL, decode_msi, decode_redirection_entry, encode_msi
@@ -33,8 +31,8 @@ class KernelRoutes:
         self._vm = vm
         self._ioapic = ioapic
         self._entries: list[int] = []  # as last looked at
-        self._pins: Sequence[IrqRoute | None] = [None] * ioapic.pins
-        self._messages: Sequence[IrqRoute] = ()
+        self._pins: list[IrqRoute | None] = [None] * ioapic.pins
+        self._messages: list[IrqRoute] = []
         self.updates = 0
 
     def entries_changed(self) -> None:
@@ -63,7 +61,7 @@ class KernelRoutes:
     def _pin_routes(self) -> list[IrqRoute | None]:
         return [_pin_route(pin, entry) for pin, entry in enumerate(self._ioapic.entries)]
 
-    def _update(self, pins: Sequence[IrqRoute | None], messages: Sequence[IrqRoute]) -> None:
+    def _update(self, pins: list[IrqRoute | None], messages: list[IrqRoute]) -> None:
         self.updates += 1
         self._vm.set_gsi_routing([*(route for route in pins if route is not None), *messages])
         self._pins, self._messages = pins, messages
