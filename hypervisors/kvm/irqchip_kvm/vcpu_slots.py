@@ -118,13 +118,14 @@ class VcpuSlots:
     def set_lapic_state(self, vcpu_id: int, state: LapicState) -> None:
         vcpu = self[vcpu_id]
         check_type(state, LapicState, subject=self._subject, argument="state")
-        before = vcpu.get_msrs([IA32_APIC_BASE])
+        mode, before = vcpu.get_msrs([IA32_APIC_BASE]), vcpu.get_lapic_state()
         if state.apic_base is not None:  # first: it says in which mode the registers are
             vcpu.set_msrs({IA32_APIC_BASE: state.apic_base})
         try:
             vcpu.set_lapic_state(state)
         except BaseException:
-            vcpu.set_msrs(before)
+            vcpu.set_msrs(mode)
+            vcpu.set_lapic_state(before)  # a change of mode has changed ids
             raise
         if state.tsc_deadline:
             vcpu.set_msrs({IA32_TSC_DEADLINE: state.tsc_deadline})

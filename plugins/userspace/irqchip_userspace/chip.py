@@ -399,6 +399,8 @@ class UserspaceIrqChip(BoardChip):
             now = self._clock.now()
             tsc = now * self._tsc_hz // 1_000_000_000 + self._shared.tsc_offsets[vcpu_id]
             processor.lapic.set_state(state, now, tsc)
+            if vcpu_id == 0:  # KVM's records do not tell the level of LINT0
+                processor.lapic.set_lint(0, self._board.pic.interrupt_requested)
             if processor.lapic.wake_at is not None:
                 self._wake_at(processor.lapic.wake_at)
             processor.wake()
