@@ -13,7 +13,7 @@ from irqchip_core.errors import HypervisorError
 from irqchip_core.events import IrqEdgeEvent, IrqEventSource, IrqLevelEvent, PlatformDeviceId
 from irqchip_core.exits import InterruptedExit
 from irqchip_core.routes import IrqRoute
-from irqchip_core.x86.state import PicSelect
+from irqchip_core.x86.state import PicSelect, PicState
 from irqchip_kvm import Cap, KvmVm, abi
 from irqchip_kvm_split.chip import KvmSplitIrqChip
 from tests.chips.taker import HIGH_MARKER, PATIENCE, Eoi, Taker, ioapic_entry, program_ioapic, program_pics
@@ -152,7 +152,8 @@ def test_an_interrupt_of_the_pics_between_two_runs_is_not_lost(
         assert taker.take(Eoi.PRIMARY) == 0x35
 
 
-def test_an_interrupt_of_the_pics_waits_for_lint0(chip: KvmSplitIrqChip, taker: Taker) -> None:
+@pytest.mark.parametrize("behind_its_back", [False, True])
+def test_an_interrupt_of_the_pics_waits_for_lint0(chip: KvmSplitIrqChip, taker: Taker, behind_its_back: bool) -> None:
     program_pics(chip, primary_mask=0xFF & ~(1 << 5))
     state = chip.get_lapic_state(0)
     sleeping(taker)
@@ -162,9 +163,27 @@ def test_an_interrupt_of_the_pics_waits_for_lint0(chip: KvmSplitIrqChip, taker: 
         chip.service_irq(5, True)
         chip.service_irq(5, False)
         assert taker.take_until_marker() == []
+        assert chip.get_pic_state(PicSelect.PRIMARY).irr == 1 << 5  # not given to KVM
+        sleeping(taker)
         state.regs[LINT0] = EXTINT
-        chip.set_lapic_state(0, state)  # while the vCPU is halted
+        if behind_its_back:
+            taker.vcpu.set_lapic_state(state)
+        else:
+            chip.set_lapic_state(0, state)
+            assert taker.vcpu.run() == InterruptedExit()  # a VMM that runs on without a look is made to look
         assert taker.take(Eoi.PRIMARY | Eoi.LAPIC) == 0x35
+
+
+def test_a_level_event_is_resampled_when_pics_end_interrupts_by_themselves(chip: KvmSplitIrqChip, taker: Taker) -> None:
+    for select, base, mask in ((PicSelect.PRIMARY, 0x30, 1 << 2), (PicSelect.SECONDARY, 0x38, 1 << 3)):
+        automatic = PicState(irq_base=base, imr=0xFF & ~mask, use_4_byte_icw=True, auto_eoi=True, elcr_mask=0xDE)
+        chip.set_pic_state(select, automatic)
+    with IrqLevelEvent() as event:
+        chip.register_level_irq_event(11, event, SOURCE)
+        for _ in range(2):
+            event.trigger()
+            assert taker.take(Eoi.NONE) == 0x3B
+            assert event.clear_resample(PATIENCE)
 
 
 def test_the_pics_reach_vcpu_0_only_and_after_it_is_there(vm: KvmVm, chip: KvmSplitIrqChip) -> None:
