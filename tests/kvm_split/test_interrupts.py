@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -14,7 +14,7 @@ from irqchip_core.events import IrqEdgeEvent, IrqEventSource, IrqLevelEvent, Pla
 from irqchip_core.exits import InterruptedExit
 from irqchip_core.routes import IrqRoute
 from irqchip_core.x86.state import PicSelect, PicState
-from irqchip_kvm import Cap, KvmVm, abi
+from irqchip_kvm import Cap, KvmVcpu, KvmVm, abi
 from irqchip_kvm_split.chip import KvmSplitIrqChip
 from tests.chips.taker import HIGH_MARKER, PATIENCE, Eoi, Taker, ioapic_entry, program_ioapic, program_pics
 
@@ -28,14 +28,17 @@ LINT0, SPIV, IRR = 0x35, 0xF, 0x20
 EXTINT, LVT_MASKED, SUPPRESS_EOI_BROADCASTS = 7 << 8, 1 << 16, 1 << 12
 
 
-def sleeping(taker: Taker) -> None:
+def sleeping(taker: Taker) -> KvmVcpu:
     """Let the guest go to sleep in the kernel, and come out by a kick."""
+    vcpu = taker.vcpu
+    assert isinstance(vcpu, KvmVcpu)
     assert taker.take_until_marker() == []
-    while taker.vcpu.get_mp_state() is not MPState.HALTED:
-        timer = threading.Timer(0.05, taker.vcpu.kick)
+    while vcpu.get_mp_state() is not MPState.HALTED:
+        timer = threading.Timer(0.05, vcpu.kick)
         timer.start()
-        assert isinstance(taker.vcpu.run(), InterruptedExit)
+        assert isinstance(vcpu.run(), InterruptedExit)
         timer.join()
+    return vcpu
 
 
 # Ends
@@ -164,13 +167,13 @@ def test_an_interrupt_of_the_pics_waits_for_lint0(chip: KvmSplitIrqChip, taker: 
         chip.service_irq(5, False)
         assert taker.take_until_marker() == []
         assert chip.get_pic_state(PicSelect.PRIMARY).irr == 1 << 5  # not given to KVM
-        sleeping(taker)
+        vcpu = sleeping(taker)
         state.regs[LINT0] = EXTINT
         if behind_its_back:
-            taker.vcpu.set_lapic_state(state)
+            vcpu.set_lapic_state(state)
         else:
             chip.set_lapic_state(0, state)
-            assert taker.vcpu.run() == InterruptedExit()  # a VMM that runs on without a look is made to look
+            assert vcpu.run() == InterruptedExit()  # a VMM that runs on without a look is made to look
         assert taker.take(Eoi.PRIMARY | Eoi.LAPIC) == 0x35
 
 
@@ -269,8 +272,8 @@ def irr(chip: KvmSplitIrqChip, vcpu_id: int) -> int:
 
 
 @contextmanager
-def threads(*targets: object) -> Iterator[None]:
-    running = [threading.Thread(target=target) for target in targets]  # type: ignore[arg-type]
+def threads(*targets: Callable[[], None]) -> Iterator[None]:
+    running = [threading.Thread(target=target) for target in targets]
     for thread in running:
         thread.start()
     yield

@@ -225,10 +225,11 @@ def test_a_level_event_and_a_message_are_refused_whichever_comes_first(chip: Kvm
         with pytest.raises(InvalidArgument, match="GSI 30 carries a message, whose end nobody tells; route the GSI"):
             chip.register_level_irq_event(30, event, SOURCE)
         chip.register_level_irq_event(31, event, SOURCE)
-        for call in (
+        calls: list[Callable[[], None]] = [
             lambda: chip.route_irq(IrqRoute.msi(31, LAPIC, 0x51)),
             lambda: chip.set_irq_routes([IrqRoute.msi(31, LAPIC, 0x51)]),
-        ):
+        ]
+        for call in calls:
             with pytest.raises(InvalidRoute, match="COM1 has a level event on GSI 31, and nobody"):
                 call()
         chip.service_irq(30, True)

@@ -88,8 +88,8 @@ def test_a_vector_of_the_pics_that_kvm_has_but_not_the_guest_moves_along(entered
         program_pics(taker.chip, primary_mask=0xFF & ~(1 << 5))
         program_ioapic(taker.chip, {})
         taker.start()
-        assert taker.try_take(Eoi.NONE, 0.05) is None  # it sleeps
-        while taker.vcpu.get_mp_state() is not MPState.HALTED:
+        assert taker.try_take(Eoi.NONE, 0.05) is None
+        while taker.chip.get_mp_state(0) is not MPState.HALTED:
             assert taker.try_take(Eoi.NONE, 0.05) is None
         taker.chip.service_irq(5, True)
         taker.chip.service_irq(5, False)
@@ -163,7 +163,7 @@ def test_a_refused_lapic_state_changes_nothing(vm: KvmVm, chip: KvmSplitIrqChip)
 
 
 def snapshot_of(vcpu_count: int) -> ChipSnapshot:
-    with create_vm("kvm") as vm, KvmSplitIrqChip(vm, vcpu_count) as chip:  # type: ignore[arg-type]
+    with create_vm("kvm") as vm, KvmSplitIrqChip(vm, vcpu_count) as chip:
         for vcpu_id in range(vcpu_count):
             chip.add_vcpu(vcpu_id, vm.create_vcpu(vcpu_id))
         program_pics(chip, primary_mask=0x5A)

@@ -3,7 +3,8 @@
 GSIs below the number of pins are reserved (the argument of KVM_CAP_SPLIT_IRQCHIP). There the MSI route of GSI n is the
 redirection entry of IOAPIC pin n, while that is level-triggered. Nothing is sent by it: it tells KVM which vectors end
 at the IOAPIC, so that their EOIs come as KVM_EXIT_IOAPIC_EOI. (An EOI of a level-triggered message on a GSI that is
-not reserved is never reported.) Edge-triggered entries have no end to report, and no route here.
+not reserved is never reported. kvm_pvm reports the EOI when it delivers, before the guest's handler has run.)
+Edge-triggered entries have no end to report, and no route here.
 
 GSIs from the number of pins on have the messages of the chip's own routes, for their irqfds.
 """
