@@ -15,8 +15,8 @@ from irqchip_core.vcpu import Vcpu, VcpuX86_64, Vm
 from irqchip_core.x86.registers import Regs
 from irqchip_unicorn import UnicornVm
 from irqchip_unicorn.memory import PAGE_SIZE, GuestMemory
-from irqchip_unicorn.translated import TranslatedCode
 from irqchip_unicorn.plugin import UnicornHypervisor
+from irqchip_unicorn.translated import TranslatedCode
 
 from .guest import CODE, HALT, Machine, run
 
