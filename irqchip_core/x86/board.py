@@ -37,6 +37,7 @@ from irqchip_core.x86.ioapic import Ioapic
 from irqchip_core.x86.msi import Message, decode_msi
 from irqchip_core.x86.pic import Pic
 from irqchip_core.x86.pit import Pit
+from irqchip_core.x86.lapic_timer import SHORTEST_PERIOD
 from irqchip_core.x86.state import IOAPIC_BASE, IoapicState, PicSelect, PicState, PitState
 
 IOAPIC_LENGTH = 0x100
@@ -289,14 +290,15 @@ class Board:
         """Let PIT and IOAPIC catch up with the time; when to call this again, None for never."""
         now = self.clock.now()
         with self.lock:
-            if self.pit.take_rising_edges(now):
+            if edges := self.pit.take_rising_edges(now):
                 self._timer.trigger()
         with self.ioapic_lock:
             if self.ioapic.wake_at is not None and self.ioapic.wake_at <= now:
                 self._carry_out(self.ioapic.expire(now))
             deadlines = [self.ioapic.wake_at]
         with self.lock:
-            deadlines.append(self.pit.next_rising_edge(now))
+            tick = self.pit.next_rising_edge(now)
+            deadlines.append(max(tick, now + SHORTEST_PERIOD) if tick is not None and edges else tick)
         return min((when for when in deadlines if when is not None), default=None)
 
     def pit_written(self) -> None:
