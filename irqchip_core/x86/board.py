@@ -8,6 +8,8 @@ Two locks, taken in this order:
    for it: a busy IOAPIC delays the event.
 2. `lock`: all else here, and whatever the chip adds (local APICs). Held for microseconds.
 
+Changes of the routing table are one at a time, by a lock that is taken before these two and guards nothing else.
+
 `deliver` and `interrupt_line_changed` are called with `lock` held.
 """
 
@@ -84,6 +86,7 @@ class Board:
         self.ioapic_lock = threading.Lock()
         self.lock = threading.Lock()
         self.pic = Pic()
+        self._routes_lock = threading.Lock()
         self.ioapic = Ioapic(pins)
         self.pit = Pit(clock.now())
         self.events = EventTable()
@@ -116,7 +119,6 @@ class Board:
         slot = self.events.remove(gsi, trigger)
         if slot is None:
             return False
-        slot.close()
         self._find_level_lines()
         if slot.resample is not None and not any(s.gsi == gsi and s.resample for s in self.events.slots()):
             with self.ioapic_lock, self.lock:
@@ -124,6 +126,7 @@ class Board:
         return True
 
     def _find_level_lines(self) -> None:
+        slot.close()  # whoever found it in the table had the lock, and is done
         """Learn which inputs are asserted by level events, after events or routes have changed."""
         with self.ioapic_lock, self.lock:
             gsis = {slot.gsi for slot in self.events.slots() if slot.resample is not None}
@@ -133,9 +136,10 @@ class Board:
 
     def service_event(self, index: IrqEventIndex) -> None:
         """Serve a token. An event that is not signalled any more does nothing."""
-        slot = self.events.slot(index, subject=self.name)
-        if slot is None or not slot.trigger.reset():
-            return
+        with self.lock:  # so that nobody closes the event meanwhile
+            slot = self.events.slot(index, subject=self.name)
+            if slot is None or not slot.trigger.reset():
+                return
         if not self.ioapic_lock.acquire(blocking=False):
             with self.lock:
                 self._delayed.append(index)
@@ -143,7 +147,8 @@ class Board:
             return
         try:
             with self.lock:
-                self._signalled(slot)
+                if self.events.slot(index) is slot:  # else it would assert a line that nobody lowers
+                    self._signalled(slot)
         finally:
             self.ioapic_lock.release()
 
@@ -270,8 +275,15 @@ class Board:
 
     # Routes
 
-    def set_routes(self, routes: RoutingTable) -> None:
-        """Replace all routes. A line that is high lets go of its old pins and asserts the new ones."""
+    def change_routes(self, change: Callable[[RoutingTable], RoutingTable]) -> RoutingTable:
+        """Replace all routes by what `change` makes of them; returns that."""
+        with self._routes_lock:  # or of two changes at once the second would undo the first
+            routes = change(self.routes)
+            self._set_routes(routes)
+            return routes
+
+    def _set_routes(self, routes: RoutingTable) -> None:
+        # A line that is high lets go of its old pins and asserts the new ones.
         with self.ioapic_lock, self.lock:
             moved = [gsi for gsi in self._asserted if self.routes[gsi] != routes[gsi]]
             for gsi in moved:
@@ -388,7 +400,8 @@ class Board:
 
     def close(self) -> None:
         """Close all events."""
-        self.events.close()
+        with self.lock:
+            self.events.close()
         self._timer.close()
         self._delayed_trigger.close()
 

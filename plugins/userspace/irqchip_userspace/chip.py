@@ -473,14 +473,14 @@ class UserspaceIrqChip(IrqChipX86_64):
     @override
     def route_irq(self, route: IrqRoute) -> None:
         self._check_open()
-        self._board.set_routes(self._board.routes.adding(route))
-        self.observers.routes_changed(self, self._board.routes)
+        routes = self._board.change_routes(lambda routes: routes.adding(route))
+        self.observers.routes_changed(self, routes)
 
     @override
     def set_irq_routes(self, routes: Iterable[IrqRoute]) -> None:
         self._check_open()
-        self._board.set_routes(self._board.routes.replaced(routes))
-        self.observers.routes_changed(self, self._board.routes)
+        table = self._board.change_routes(lambda old: old.replaced(routes))
+        self.observers.routes_changed(self, table)
 
     @override
     def irq_event_tokens(self) -> list[IrqEventToken]:
