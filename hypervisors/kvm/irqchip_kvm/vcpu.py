@@ -258,6 +258,7 @@ class KvmVcpu:
         if not self.ready_for_interrupt():
             raise failure(abi.KVM_INTERRUPT.name, errno.EAGAIN, self._handle.subject)
         self._call(abi.KVM_INTERRUPT, abi.INTERRUPT.pack(vector))
+        self._run[abi.RUN_READY_FOR_INTERRUPT_INJECTION] = 0  # a second one before the next exit would replace it
 
     def inject_nmi(self) -> None:
         """Inject an NMI (KVM_NMI)."""

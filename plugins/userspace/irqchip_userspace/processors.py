@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 
 from irqchip_core.chip import MPState
+from irqchip_core.exits import InterruptedExit
 from irqchip_core.vcpu import VcpuX86_64
 from irqchip_core.x86.lapic import Lapic
 from irqchip_core.x86.registers import DescriptorTable, Regs, Segment, Sregs
@@ -99,6 +100,16 @@ class Processor:
         assert self.vcpu is not None
         if events.init:
             self.lapic.init()
+    def hand_over(self) -> None:
+        """Let the guest go on with the CR8 and APIC base that were set here. On its own thread, before it runs."""
+        self.fresh = False
+        assert self.vcpu is not None
+        self.push()
+        sregs = self.vcpu.get_sregs()
+        if sregs.apic_base != self.lapic.apic_base:
+            sregs.apic_base = self.lapic.apic_base
+            self.vcpu.set_sregs(sregs)
+
             self.initialize()
         if events.startup_vector is not None:
             self.start_up(events.startup_vector)
@@ -113,8 +124,11 @@ class Processor:
         return self.mp_state is RUNNABLE or self.mp_state is HALTED
 
     def initialize(self) -> None:
-        """Take an INIT: the processor as after reset (Intel SDM vol. 3, table 11-1). On its own thread."""
-        self.mp_state = MPState.INIT_RECEIVED
+        """Take an INIT: the processor as after reset (Intel SDM vol. 3, table 11-1). On its own thread.
+
+        The boot processor begins at the reset vector, the others wait for a start-up IPI (10.4.2).
+        """
+        self.mp_state = RUNNABLE if self.lapic.bsp else MPState.INIT_RECEIVED
         self.extint = False
         assert self.vcpu is not None
         old = self.vcpu.get_sregs()
@@ -124,6 +138,8 @@ class Processor:
                 ldt=Segment(type=LDT, s=0),
                 tr=Segment(type=BUSY_TSS, s=0),
                 gdt=DescriptorTable(),
+        while not isinstance(self.vcpu.complete_io(), InterruptedExit):
+            pass  # or the access of its last exit would be completed into the registers set here
                 idt=DescriptorTable(),
                 cr0=old.cr0 & CR0_KEPT | CR0_ET,
                 cr8=0,
@@ -138,6 +154,7 @@ class Processor:
             return  # the second one of the usual sequence
         assert self.vcpu is not None
         sregs = self.vcpu.get_sregs()
+        self.push()
         sregs.cs = Segment(base=vector << 12, selector=vector << 8, type=CODE)
         self.vcpu.set_sregs(sregs)
         regs = self.vcpu.get_regs()
