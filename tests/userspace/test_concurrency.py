@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from irqchip_core.events import IrqLevelEvent
+from irqchip_core.events import IrqEdgeEvent, IrqLevelEvent
 from irqchip_core.routes import IrqRoute, default_routes
 from tests.userspace.test_chip import LAPIC, SOURCE, Board
 
@@ -107,3 +107,17 @@ def test_routes_that_are_added_at_once_are_all_there(board: Board) -> None:
     finally:
         sys.setswitchinterval(interval)
     assert len(board.chip.snapshot_chip_specific().routes) == len(default_routes()) + 180
+
+
+def test_what_comes_between_injection_and_entry_on_the_vcpus_own_thread_is_injected(board: Board) -> None:
+    """A VMM of one thread serves its devices there; nobody kicks it."""
+    chip, vcpu = board.chip, board.vcpus[0]
+    chip.route_irq(IrqRoute.msi(24, LAPIC, 0x50))
+    chip.wait_until_runnable(vcpu)
+    chip.inject_interrupts(vcpu)
+    with IrqEdgeEvent() as event:
+        index = chip.register_edge_irq_event(24, event, SOURCE)
+        event.trigger()
+        chip.service_irq_event(index)
+    chip.wait_until_runnable(vcpu)
+    assert vcpu.injected == [0x50] or vcpu.kicks
