@@ -11,6 +11,7 @@ import pytest
 
 from irqchip_core.events import IrqEdgeEvent, IrqLevelEvent
 from irqchip_core.routes import IrqRoute, default_routes
+from irqchip_core.testing import FakeVcpu
 from tests.userspace.test_chip import LAPIC, SOURCE, Board
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -121,3 +122,15 @@ def test_what_comes_between_injection_and_entry_on_the_vcpus_own_thread_is_injec
         chip.service_irq_event(index)
     chip.wait_until_runnable(vcpu)
     assert vcpu.injected == [0x50] or vcpu.kicks
+
+
+def test_what_came_before_there_was_a_vcpu_is_injected_before_its_first_entry(board: Board) -> None:
+    chip = board.chip
+    chip.route_irq(IrqRoute.msi(24, LAPIC, 0x50))
+    board.vcpus[0].ready = False
+    chip.service_irq(24, True)
+    chip.inject_interrupts(board.vcpus[0])
+    vcpu = board.vcpus[0] = FakeVcpu(0)
+    chip.add_vcpu(0, vcpu)
+    chip.wait_until_runnable(vcpu)
+    assert vcpu.injected == [0x50]

@@ -221,6 +221,7 @@ class UserspaceIrqChip(IrqChipX86_64):
         with self._lock:
             processor.vcpu = vcpu
             processor.entered = False
+            processor.unseen = True
             sregs.apic_base = processor.lapic.apic_base
             processor.push()
         vcpu.set_sregs(sregs)

@@ -33,7 +33,7 @@ class Processor:
         extint: An ExtINT message waits: the vector is the PICs' to tell.
         entered: It has run, so that the hypervisor knows what the guest did to CR8 and APIC base.
         fresh: The state of the local APIC was set since its thread last looked.
-        unseen: Something came on its own thread since that last looked.
+        unseen: Something came when there was no vCPU, or on its own thread since that last looked.
     """
 
     __slots__ = (
@@ -59,9 +59,9 @@ class Processor:
         """Something may be pending for it: end its sleep, or get it out of guest code."""
         if self._sleeping:
             self._wake_up.notify_all()
-        elif self.thread == threading.get_ident():
+        elif self.vcpu is None or self.thread == threading.get_ident():
             self.unseen = True  # it is not in the guest, and looks again before it goes there
-        elif self.vcpu is not None and not self._kicked:
+        elif not self._kicked:
             self._kicked = True
             self.vcpu.kick()
 
