@@ -137,7 +137,7 @@ def test_its_task_priority_is_that_of_reset(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("code", [b"\xfb\x90\xf4"], indirect=True)  # sti; nop; hlt
-def test_what_is_injected_is_not_replaced_before_the_guest_has_it(pair: Pair) -> None:
+def test_what_is_injected_is_not_replaced_before_the_guest_has_it_and_goes_with_init(pair: Pair) -> None:
     assert pair.run() == HltExit()
     vcpu = pair.vcpu
     assert vcpu.ready_for_interrupt()
@@ -146,3 +146,10 @@ def test_what_is_injected_is_not_replaced_before_the_guest_has_it(pair: Pair) ->
     with pytest.raises(HypervisorError, match="EAGAIN"):
         vcpu.interrupt(0x42)
     assert vcpu.get_sregs().interrupt_bitmap == 1 << 0x41
+    pair.send(INIT)
+    pair.send(STARTUP | START_PAGE)
+    pair.chip.inject_interrupts(vcpu)
+    assert vcpu.get_sregs().interrupt_bitmap == 0
+    exit_ = pair.run()
+    assert isinstance(exit_, IoExit)
+    assert exit_.port == STARTED
