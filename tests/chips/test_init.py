@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -19,7 +21,7 @@ from irqchip_core.x86.registers import Regs, Segment
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 LAPIC, IOAPIC, ICR_LOW, ICR_HIGH = 0xFEE00000, 0xFEC00000, 0x300, 0x310
-INIT, STARTUP = 0x4500, 0x4600
+FIXED, INIT, STARTUP = 0x4000, 0x4500, 0x4600
 START, START_PAGE = 0x8000, 8
 CODE = 0x1000
 STARTED, ASTRAY = 0x10, 0x20
@@ -33,7 +35,7 @@ class Pair:
         self.chip = create_irqchip("userspace", vm=self.vm, vcpu_count=2)
         assert isinstance(self.chip, IrqChipX86_64)
         self.x86: IrqChipX86_64 = self.chip
-        memory = self.vm.map_memory(0, 0x10000)
+        memory = self.memory = self.vm.map_memory(0, 0x10000)
         memory[CODE : CODE + len(code)] = code
         memory[START:0x9000] = bytes([0xE6, ASTRAY]) * 0x800
         memory[START : START + 2] = bytes([0xE6, STARTED])  # out %al, $STARTED
@@ -151,5 +153,24 @@ def test_what_is_injected_is_not_replaced_before_the_guest_has_it_and_goes_with_
     pair.chip.inject_interrupts(vcpu)
     assert vcpu.get_sregs().interrupt_bitmap == 0
     exit_ = pair.run()
+    assert isinstance(exit_, IoExit)
+    assert exit_.port == STARTED
+
+
+@pytest.mark.parametrize("code", [b"\xf4"], indirect=True)
+def test_a_vcpu_that_was_restored_in_hlt_wakes_up(pair: Pair) -> None:
+    vcpu, chip = pair.vcpu, pair.x86
+    pair.memory[4 * 0x41 : 4 * 0x41 + 4] = struct.pack("<HH", START, 0)
+    vcpu.set_regs(Regs(rip=CODE + 1, rsp=0x4000, rflags=0x202))
+    state = chip.get_lapic_state(1)
+    state.regs[0xF0 >> 4] = 0x1FF
+    chip.set_lapic_state(1, state)
+    chip.set_mp_state(1, MPState.HALTED)
+    pair.send(FIXED | 0x41)
+    patience = threading.Timer(5, chip.kick_halted_vcpus)
+    patience.start()
+    exit_ = pair.run()
+    patience.cancel()
+    patience.join()
     assert isinstance(exit_, IoExit)
     assert exit_.port == STARTED

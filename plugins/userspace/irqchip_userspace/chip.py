@@ -265,6 +265,8 @@ class UserspaceIrqChip(IrqChipX86_64):
             return
         extint = processor.extint or self._extint_requested(processor)
         pending = extint or lapic.pending_vector() >= 0
+        if pending and processor.mp_state is HALTED and not processor.entered:
+            vcpu.complete_io()  # restored: what has never run cannot tell yet whether it is ready
         if pending and vcpu.ready_for_interrupt():
             if extint:  # the PICs first, as in KVM
                 vector = self._board.pic.acknowledge()
