@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Self
 
 from irqchip_core.arguments import check_int, check_type
+from irqchip_core.clock import MonotonicClock
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.events import Event
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute
@@ -48,6 +49,7 @@ class KvmVm:
     """
 
     hypervisor = "kvm"
+    clock = MonotonicClock()
 
     def __init__(self, handle: Handle, run_size: int, cpuid: Sequence[CpuidEntry]) -> None:
         self._handle = handle

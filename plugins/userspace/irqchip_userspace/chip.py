@@ -20,7 +20,7 @@ from irqchip_core.allocator import SystemAllocator
 from irqchip_core.arguments import check_int, check_type
 from irqchip_core.bus import Access, Bus, BusDevice
 from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
-from irqchip_core.clock import Clock, MonotonicClock
+from irqchip_core.clock import Clock
 from irqchip_core.errors import Closed, InvalidArgument, UnknownVcpu, WrongType
 from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqEventToken, IrqLevelEvent
 from irqchip_core.exits import MsrExit
@@ -95,7 +95,7 @@ class UserspaceIrqChip(IrqChipX86_64):
         vm: A VM without vCPUs and without a chip in its hypervisor.
         vcpu_count: How many vCPUs it will have at most, 1 to 255; their APIC ids are 0 and up.
         pins: Number of inputs of the IOAPIC, 24 to 240.
-        clock: Where all timers have their time from.
+        clock: Where all timers have their time from, if not from the VM's.
 
     Raises:
         WrongType: `vm` does not offer what the chip needs.
@@ -111,7 +111,7 @@ class UserspaceIrqChip(IrqChipX86_64):
             raise WrongType(refusal, subject=NAME, argument="vm", remedy="give a VM of irqchip_core.vcpu.Vm's protocol")
         check_int(vcpu_count, 1, MAX_VCPUS, subject=NAME, argument="vcpu_count")
         self._shared = _Shared(vcpu_count)
-        self._clock: Clock = clock if clock is not None else MonotonicClock()
+        self._clock: Clock = clock if clock is not None else vm.clock
         self._capabilities = _capabilities(vm)
         if IrqChipCap.X2APIC in self._capabilities:
             vm.exit_on_msrs(APIC_MSRS)
