@@ -77,13 +77,12 @@ class Event:
         with contextlib.suppress(BlockingIOError):  # saturated: all signals merge into one wait anyway
             os.write(self.fileno(), _ONE)
 
-    def reset(self) -> bool:
-        """Set the counter to 0 without blocking; True if it was not 0."""
+    def reset(self) -> int:
+        """Set the counter to 0 without blocking; returns what it was."""
         try:
-            os.read(self.fileno(), 8)
+            return int.from_bytes(os.read(self.fileno(), 8), "little")
         except BlockingIOError:
-            return False
-        return True
+            return 0
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until the counter is not 0, then set it to 0.

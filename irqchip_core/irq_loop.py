@@ -43,6 +43,7 @@ class _Sources(ChipObserver):
         self.stale = False
         """The chip could not tell its tokens: ask again in `RETRY_SECONDS`."""
         self.stopping = False
+        self._waking = threading.Lock()  # or `wake` could write to a descriptor that `close` has just closed
         chip.observers.add(self)
         self.changed.signal()
 
@@ -57,7 +58,7 @@ class _Sources(ChipObserver):
 
     def wake(self) -> None:
         """Let the loop look at what has changed. Harmless once it has ended."""
-        with contextlib.suppress(Closed):
+        with self._waking, contextlib.suppress(Closed):
             self.changed.signal()
 
     def refresh(self) -> tuple[list[IrqEventToken], list[IrqEventToken]]:
@@ -109,7 +110,8 @@ class _Sources(ChipObserver):
         self.tokens.clear()
         if self.delayed is not None:
             self.delayed.close()
-        self.changed.close()
+        with self._waking:
+            self.changed.close()
 
 
 class IrqLoop:
