@@ -14,6 +14,7 @@ from __future__ import annotations
 import struct
 import sys
 import threading
+from array import array
 from collections import Counter
 from collections.abc import Callable
 
@@ -48,6 +49,7 @@ LEVEL_PINS = (18, 19, 20, 21)
 MSIS = 4
 PERIODIC_NS, ONE_SHOT_NS = 2_000_000, 1_000_000
 SAMPLE_NS = 100_000_000
+MOST_SAMPLES = 20_000
 BURST = 16
 
 
@@ -158,7 +160,8 @@ class Stress(BusDevice):
         self._ready = 0
         self._paced: dict[int, _Paced] = {}
         self._running: set[object] = set()  # what is not done yet
-        self._samples: list[Sample] = []
+        self._samples = array("q", bytes(16 * MOST_SAMPLES))  # made before, so as not to be what grows
+        self._sampled = 0
         self._bursts = load.flood
         self._drained = 0
         self._goodbyes = 0
@@ -187,7 +190,7 @@ class Stress(BusDevice):
             self._entries[pin] = vector | ENTRY_LEVEL | number % self.vcpu_count << 56
         for number in range(MSIS):
             self._pace(FIRST_MSI + number, self._msi(FIRST_MSI + number, (self.vcpu_count - 1 - number) % self.vcpu_count))
-        self._entries[0] = PIT | (self.vcpu_count - 1) << 56
+        self._entries[0] = PIT  # to vCPU 0, which starts it before the others are ready
         self._set_up_timers()
         self._u32(PARAMETERS, self.vcpu_count)
         self._u32(PIC_MASKS, 0xFF & ~(1 << 6 | 1 << 2) | (0xFF & ~(1 << 4)) << 8)
@@ -260,13 +263,19 @@ class Stress(BusDevice):
             self.raised.update({vector: count for vector, count in enumerate(counts[256:]) if count})
         if self._running and not self.problem:
             self.problem = f"not done: {sorted(map(str, self._running))}; {result.end}"
-        return Outcome(result, self.raised, taken, machine.chip.counters(), self._samples, self.problem)
+        return Outcome(result, self.raised, taken, machine.chip.counters(), self._all_samples(), self.problem)
 
     def _sample(self) -> None:
         with open("/proc/self/statm", encoding="ascii") as statm:
             pages = int(statm.read().split()[1])
-        self._samples.append(Sample(sys.getallocatedblocks(), pages * 4096))
+        at = 2 * (self._sampled % MOST_SAMPLES)
+        self._samples[at] = sys.getallocatedblocks()
+        self._samples[at + 1] = pages * 4096
+        self._sampled += 1
         self.machine.call_later(SAMPLE_NS, self._sample)
+
+    def _all_samples(self) -> list[Sample]:
+        return [Sample(*self._samples[2 * at : 2 * at + 2]) for at in range(min(self._sampled, MOST_SAMPLES))]
 
     @override
     def write(self, access: Access, value: int) -> None:
