@@ -46,6 +46,9 @@ PIT_RANGES = ((0x40, 8), (0x61, 1))
 TIMER_GSI = 0
 TIMER_SOURCE = IrqEventSource(PlatformDeviceId.PIT, 0, "userspace PIT")
 
+SHORTEST_PERIOD = 200_000
+"""Nanoseconds: a PIT that ticks faster is looked after this far apart, and its ticks merge (as in KVM)."""
+
 _PIC_LINES = {IrqSourceChip.PIC_PRIMARY: 0, IrqSourceChip.PIC_SECONDARY: 8}
 # Who asserts a line; it is high while any of them does.
 _DIRECT, _PULSED, _RESAMPLED = 1, 2, 4
@@ -309,14 +312,16 @@ class Board:
         """Let PIT and IOAPIC catch up with the time; when to call this again, None for never."""
         now = self.clock.now()
         with self.lock:
-            if self.pit.take_rising_edges(now):
+            edges = self.pit.take_rising_edges(now)
+            if edges:
                 self._timer.trigger()
         with self.ioapic_lock:
             if self.ioapic.wake_at is not None and self.ioapic.wake_at <= now:
                 self._carry_out(self.ioapic.expire(now))
             deadlines = [self.ioapic.wake_at]
         with self.lock:
-            deadlines.append(self.pit.next_rising_edge(now))
+            when = self.pit.next_rising_edge(now)
+            deadlines.append(when if when is None or not edges else max(when, now + SHORTEST_PERIOD))
         return min((when for when in deadlines if when is not None), default=None)
 
     def pit_written(self) -> None:

@@ -189,7 +189,9 @@ class Stress(BusDevice):
             self._pace(vector, machine.level_irq(pin, name=f"level{pin}"))
             self._entries[pin] = vector | ENTRY_LEVEL | number % self.vcpu_count << 56
         for number in range(MSIS):
-            self._pace(FIRST_MSI + number, self._msi(FIRST_MSI + number, (self.vcpu_count - 1 - number) % self.vcpu_count))
+            self._pace(
+                FIRST_MSI + number, self._msi(FIRST_MSI + number, (self.vcpu_count - 1 - number) % self.vcpu_count)
+            )
         self._entries[0] = PIT  # to vCPU 0, which starts it before the others are ready
         self._set_up_timers()
         self._u32(PARAMETERS, self.vcpu_count)
