@@ -22,6 +22,7 @@ STUCK_LINES = (20, 21)
 """Level lines that are high and stay so."""
 EVERYBODY, START_UP = 0xFEEFF000, 6 << 8 | 0x08
 REVIVAL_NS = 20_000_000
+FOREVER = 1 << 32
 LEGAL_ENDS = (Outcome.STOPPED, Outcome.TIMEOUT, Outcome.TRIPLE_FAULT, Outcome.ERROR)
 """A guest may well shoot itself; KVM's internal error, when it runs where there is no code, is one of the ways."""
 
@@ -69,7 +70,7 @@ class HostileMachine(BusDevice):
             found += int.from_bytes(data, "little")
         return found
 
-    def run(self, timeout: float, *, attacks: int = 1 << 32, ticks: int = 1 << 32) -> RunResult:
+    def run(self, timeout: float, *, attacks: int = 0, ticks: int = FOREVER) -> RunResult:
         """Run until there were so many attacks, and so many ticks of the victim."""
         self._wanted = (attacks, ticks)
         for line in STUCK_LINES:
