@@ -88,7 +88,7 @@ class Outcome:
         result: The VMM's part.
         raised: By vector: what devices and the guest itself have raised; of timers, what was asked for.
         taken: By (vCPU, vector): what the guest has taken.
-        counters: The chip's own.
+        counters: The chip's own, at the end.
         samples: Memory through the run.
         problem: What the guest did not expect, or what did not come in time; empty if all went well.
     """
