@@ -41,6 +41,7 @@ from irqchip_core.x86.board_devices import (
     PicPorts,
     PitPorts,
 )
+from irqchip_core.x86.counters import GsiCount
 from irqchip_core.x86.effects import Effects, Resample
 from irqchip_core.x86.ioapic import Ioapic
 from irqchip_core.x86.lapic_timer import SHORTEST_PERIOD
@@ -77,7 +78,8 @@ class Board:
         pic, ioapic, pit: The controllers. Use them with their lock only.
         routes: The routing table. Replaced, never changed.
         events: The event table.
-        raised: How often each GSI was asserted, by an event or directly.
+        raised: How often each GSI was asserted, by signals of events or directly.
+        merged: How many of these signals an event's counter had merged with another one.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Board:
         self.pit = Pit(clock.now())
         self.events = EventTable()
         self.raised: dict[int, int] = {}
+        self.merged: dict[int, int] = {}
         self._deliver = deliver
         self._interrupt_line_changed = interrupt_line_changed
         self._deadline_changed = deadline_changed
@@ -112,7 +115,7 @@ class Board:
         self._pins: Mapping[IrqSourceChip, int] = {**X86_PINS, IrqSourceChip.IOAPIC: pins}
         self.routes = RoutingTable(default_routes(pins), pins=self._pins, subject=name)
         self._level_lines = 0  # of the PICs: those with level events, as bits
-        self._delayed: list[IrqEventIndex] = []
+        self._delayed: dict[IrqEventIndex, int] = {}  # how many signals
         self._delayed_trigger = Event()
         self._timer = IrqEdgeEvent()
         self.events.append(TIMER_GSI, self._timer, TIMER_SOURCE)
@@ -151,17 +154,17 @@ class Board:
         """Serve a token. An event that is not signalled any more does nothing."""
         with self.lock:  # so that nobody closes the event meanwhile
             slot = self.events.slot(index, subject=self.name)
-            if slot is None or not slot.trigger.reset():
+            if slot is None or not (signals := slot.trigger.reset()):
                 return
         if not self.ioapic_lock.acquire(blocking=False):
             with self.lock:
-                self._delayed.append(index)
+                self._delayed[index] = self._delayed.get(index, 0) + signals
                 self._delayed_trigger.signal()
             return
         try:
             with self.lock:
                 if self.events.slot(index) is slot:  # else it would assert a line that nobody lowers
-                    self._signalled(slot)
+                    self._signalled(slot, signals)
         finally:
             self.ioapic_lock.release()
 
@@ -171,11 +174,11 @@ class Board:
             return  # the trigger stays signalled
         try:
             with self.lock:
-                delayed, self._delayed = self._delayed, []
+                delayed, self._delayed = self._delayed, {}
                 self._delayed_trigger.reset()
-                for index in delayed:
+                for index, signals in delayed.items():
                     if (slot := self.events.slot(index)) is not None:
-                        self._signalled(slot)
+                        self._signalled(slot, signals)
         finally:
             self.ioapic_lock.release()
 
@@ -183,8 +186,9 @@ class Board:
         """A clone of what is readable while events are delayed."""
         return self._delayed_trigger.clone()
 
-    def _signalled(self, slot: EventSlot) -> None:
-        self._count(slot.gsi)
+    def _signalled(self, slot: EventSlot, signals: int) -> None:
+        """Serve `signals` of an event, which are one interrupt. With both locks."""
+        self._count(slot.gsi, signals)
         if slot.resample is not None:
             self._assert(slot.gsi, _RESAMPLED, True)
         else:
@@ -198,13 +202,29 @@ class Board:
         """Drive a GSI directly; an MSI is sent when `level` is true."""
         with self.ioapic_lock, self.lock:
             if level:
-                self._count(gsi)
+                self._count(gsi, 1)
                 self._send(gsi)
             self._assert(gsi, _DIRECT, level)
 
-    def _count(self, gsi: int) -> None:
+    def _count(self, gsi: int, signals: int) -> None:
         if self.routes[gsi]:  # the host may name any number
-            self.raised[gsi] = self.raised.get(gsi, 0) + 1
+            self.raised[gsi] = self.raised.get(gsi, 0) + signals
+            if signals > 1:
+                self.merged[gsi] = self.merged.get(gsi, 0) + signals - 1
+
+    def gsi_counts(self) -> tuple[GsiCount, ...]:
+        """What was raised so far."""
+        slots = self.events.slots()
+        with self.lock:
+            return tuple(
+                GsiCount(
+                    gsi,
+                    tuple(slot.source.device_name for slot in slots if slot.gsi == gsi),
+                    self.raised[gsi],
+                    self.merged.get(gsi, 0),
+                )
+                for gsi in sorted(self.raised)
+            )
 
     def _send(self, gsi: int) -> None:
         """Send the messages of `gsi`. With `lock`."""

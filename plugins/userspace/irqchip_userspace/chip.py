@@ -25,6 +25,7 @@ from irqchip_core.hookspecs import Probe
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute
 from irqchip_core.vcpu import Vcpu, VcpuX86_64, Vm
 from irqchip_core.x86.board_chip import LAPIC_FREQUENCY, BoardChip
+from irqchip_core.x86.counters import ChipCounters, vector_counts
 from irqchip_core.x86.destinations import Destinations
 from irqchip_core.x86.effects import ApicBaseChanged, Effects, EoiBroadcast, WakeAt
 from irqchip_core.x86.lapic import Lapic
@@ -431,6 +432,19 @@ class UserspaceIrqChip(BoardChip):
             base = processor.lapic.apic_base
         if self._shared.pages is not None:
             self._shared.pages.follow(vcpu_id, base)
+
+    @override
+    def counters(self) -> ChipCounters:
+        self._check_open()
+        gsis = self._board.gsi_counts()
+        with self._lock:
+            lapics = [processor.lapic for processor in self._processors]
+            return ChipCounters(
+                gsis,
+                tuple(count for lapic in lapics for count in vector_counts(lapic)),
+                sum(lapic.spurious for lapic in lapics),
+                self._destinations.undeliverable,
+            )
 
     @override
     def snapshot_chip_specific(self) -> UserspaceChipState:
