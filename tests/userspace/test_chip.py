@@ -449,7 +449,7 @@ def test_a_pit_that_ticks_too_fast_is_looked_after_at_a_bearable_pace(board: Boa
 def test_counters_tell_what_became_of_every_signal(board: Board) -> None:
     board.redirect(5, 0x45)
     with IrqEdgeEvent() as event:
-        index = board.chip.register_edge_irq_event(5, event, SOURCE)
+        index = board.register(5, event)
         for signals in (1, 3, 1):
             for _ in range(signals):
                 event.trigger()
