@@ -147,7 +147,8 @@ class Taker:
 
     def _until_io(self, patience: float) -> IoExit | None:
         """Run as a VMM does until the guest uses its own ports; None if `patience` seconds pass."""
-        timer = threading.Timer(patience, self._interrupt)
+        late = threading.Event()  # Timer.finished is set only after the kick has had its effect
+        timer = threading.Timer(patience, self._interrupt, (late,))
         timer.start()
         try:
             while True:
@@ -157,14 +158,15 @@ class Taker:
                 exit_ = self.vcpu.run()
                 if isinstance(exit_, IoExit) and exit_.port in (TAKEN, READY):
                     return exit_
-                if isinstance(exit_, InterruptedExit) and timer.finished.is_set():
+                if isinstance(exit_, InterruptedExit) and late.is_set():
                     return None
                 self._serve(exit_)
         finally:
             timer.cancel()
             timer.join()
 
-    def _interrupt(self) -> None:
+    def _interrupt(self, late: threading.Event) -> None:
+        late.set()
         self.vcpu.kick()
         self.chip.kick_halted_vcpus()
 

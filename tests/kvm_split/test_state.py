@@ -19,6 +19,7 @@ from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.state import ChipSnapshot, LapicState, PicSelect, PicState
 from irqchip_kvm import KvmVm
 from irqchip_kvm_split.chip import KvmSplitIrqChip, SplitChipState
+from irqchip_vmm.cpuid import vcpu_cpuid
 from tests.chips.taker import Eoi, Taker, ioapic_entry, program_ioapic, program_pics
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_leaks")]
@@ -136,7 +137,7 @@ def test_a_guest_moves_from_chip_to_chip(source: str, target: str) -> None:
 
 def test_lapic_state_has_what_kvm_keeps_in_msrs(vm: KvmVm, chip: KvmSplitIrqChip) -> None:
     chip.add_vcpu(0, vcpu := vm.create_vcpu(0))
-    vcpu.set_cpuid(vm.supported_cpuid())
+    vcpu.set_cpuid(vcpu_cpuid(vm.supported_cpuid(), chip, 0, vcpu_count=1))  # with TSC-deadline mode
     state = chip.get_lapic_state(0)
     assert (state.apic_base, state.tsc_deadline) == (0xFEE00900, 0)
     state.apic_base = 0xFEE00D00
