@@ -345,22 +345,31 @@ class Board:
 
     def expire(self) -> int | None:
         """Let PIT and IOAPIC catch up with the time; when to call this again, None for never."""
-        now = self.clock.now()
-        with self.lock:
-            if edges := self.pit.take_rising_edges(now):
-                self._timer.trigger()
         with self.ioapic_lock:
+            now = self.clock.now()
             if self.ioapic.wake_at is not None and self.ioapic.wake_at <= now:
                 self._carry_out(self.ioapic.expire(now))
             deadlines = [self.ioapic.wake_at]
         with self.lock:
-            tick = self.pit.next_rising_edge(now)
-            deadlines.append(max(tick, now + SHORTEST_PERIOD) if tick is not None and edges else tick)
+            deadlines.append(self._follow_pit())
         return min((when for when in deadlines if when is not None), default=None)
+
+    def _follow_pit(self) -> int | None:
+        """Raise what the PIT has raised up to now; when to look again. With `lock`.
+
+        Both at one instant: an edge between the two would be neither raised nor waited for.
+        """
+        now = self.clock.now()
+        edges = self.pit.take_rising_edges(now)
+        when = self.pit.next_rising_edge(now)
+        if not edges:
+            return when
+        self._timer.trigger()
+        return None if when is None else max(when, now + SHORTEST_PERIOD)
 
     def pit_written(self) -> None:
         """The guest programmed the PIT. With `lock`."""
-        if (when := self.pit.next_rising_edge(self.clock.now())) is not None:
+        if (when := self._follow_pit()) is not None:
             self._deadline_changed(when)
 
     # Buses

@@ -443,6 +443,24 @@ def test_a_pit_that_ticks_too_fast_is_looked_after_at_a_bearable_pace(board: Boa
     assert 49 <= len(rings) <= 51  # every 200 us, as in KVM
 
 
+def test_an_edge_of_the_pit_that_comes_before_its_alarm_is_set_is_not_lost(board: Board) -> None:
+    (token,) = board.chip.irq_event_tokens()
+    now = board.clock.now
+
+    def preempted() -> int:
+        board.clock.advance(1_000_000)
+        return now()
+
+    board.io.write(0x43, 1, 0x30)  # counter 0, mode 0
+    board.clock.now = preempted  # type: ignore[method-assign]
+    board.io.write(0x40, 1, 0x58)
+    board.io.write(0x40, 1, 0x02)  # 600 pulses: half a millisecond
+    board.clock.now = now  # type: ignore[method-assign]
+    board.clock.advance(10_000_000)
+    assert token.event.reset() == 1
+    token.close()
+
+
 # Counters
 
 
