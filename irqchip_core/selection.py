@@ -6,12 +6,14 @@ Every candidate that does not fit has a reason, and the error that says so lists
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 from attrs import frozen
 
 from irqchip_core.chip import IrqChip, IrqChipCap
+from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import InvalidArgument, IrqChipError, NothingSuitable, PluginError, UnknownName, WrongType
 from irqchip_core.events import IrqEventIndex, IrqEventSource
 from irqchip_core.hookspecs import Backend, Hypervisor, Probe
@@ -126,30 +128,53 @@ def create_irqchip(
     return chip
 
 
-def create_vm(name: str | None = None, *, plugins: Plugins | None = None) -> Vm:
+def create_vm(
+    name: str | None = None,
+    *,
+    backend: str | None = None,
+    clock: VirtualClock | None = None,
+    plugins: Plugins | None = None,
+) -> Vm:
     """Make an empty VM.
 
     Args:
         name: The hypervisor; without one, the first that is usable in order of preference.
+        backend: Which chip the VM is for; without a `name`, only hypervisors that it can serve are considered.
+        clock: For a VM whose guest lives in virtual time: what it executes moves this clock on.
         plugins: Where to look instead of in what is installed.
 
     Raises:
-        UnknownName: No installed plugin offers `name`.
+        UnknownName: No installed plugin offers `name` or `backend`.
         NothingSuitable: The one named, or none of all, can be used here; each with its reason.
     """
     plugins = installed() if plugins is None else plugins
     refusals = []
-    for hypervisor in [find_hypervisor(name, plugins=plugins)] if name is not None else plugins.hypervisors.values():
-        refusal = usable(hypervisor)
+    for hypervisor in hypervisor_candidates(name, backend=backend, plugins=plugins):
+        refusal = usable(hypervisor, virtual_time=clock is not None)
         if refusal is None:
-            vm: Vm = _made_by(hypervisor, hypervisor.create_vm, Vm)
+            make = hypervisor.create_vm
+            if clock is not None:
+                make = functools.partial(hypervisor.create_vm_in_virtual_time, clock)
+            vm: Vm = _made_by(hypervisor, make, Vm)
             return vm
         refusals.append((hypervisor.name, refusal))
+    purpose = f" for {backend}" if backend is not None and name is None else ""
     raise NothingSuitable(
-        f"hypervisor {name} cannot be used here" if name else "no hypervisor can be used here",
+        f"hypervisor {name} cannot be used here" if name else f"no hypervisor can be used here{purpose}",
         refusals=refusals,
         remedy="" if refusals else "pip install irqchip-kvm, for one",
     )
+
+
+def hypervisor_candidates(
+    name: str | None = None, *, backend: str | None = None, plugins: Plugins | None = None
+) -> list[Hypervisor]:
+    """The hypervisors that `create_vm` tries, in its order. Raises `UnknownName`."""
+    plugins = installed() if plugins is None else plugins
+    served = None if backend is None else find_backend(backend, plugins=plugins).hypervisors
+    if name is not None:
+        return [find_hypervisor(name, plugins=plugins)]
+    return [one for one in plugins.hypervisors.values() if served is None or one.name in served]
 
 
 def _made_by(maker: Backend | Hypervisor, make: Callable[[], Any], kind: type[Any]) -> Any:
@@ -165,8 +190,10 @@ def _made_by(maker: Backend | Hypervisor, make: Callable[[], Any], kind: type[An
     return made
 
 
-def usable(hypervisor: Hypervisor) -> str | None:
-    """None if `hypervisor` can be used here, else why not."""
+def usable(hypervisor: Hypervisor, *, virtual_time: bool = False) -> str | None:
+    """None if `hypervisor` can be used here (for guests in virtual time, if they are wanted), else why not."""
+    if virtual_time and not hypervisor.virtual_time:
+        return "its guests run in real time, which never repeats; unicorn's can run in virtual time"
     try:
         return hypervisor.probe()
     except Exception as error:  # as in judge()

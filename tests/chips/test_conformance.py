@@ -21,3 +21,8 @@ class TestUserspaceOnKvm(Conformance):
 
 class TestUserspaceOnUnicorn(Conformance):
     backend, hypervisor = "userspace", "unicorn"
+
+
+@pytest.mark.kvm
+class TestKvmSplit(Conformance):
+    backend, hypervisor = "kvm_split", "kvm"

@@ -16,6 +16,7 @@ import pytest
 
 from irqchip_core import cli, selection
 from irqchip_core.chip import IrqChip, IrqChipCap
+from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import (
     DuplicateName,
     InvalidArgument,
@@ -23,6 +24,7 @@ from irqchip_core.errors import (
     NothingSuitable,
     PluginError,
     UnknownName,
+    Unsupported,
     WrongType,
 )
 from irqchip_core.plugins import PluginRecord, Plugins, discover
@@ -35,6 +37,8 @@ from irqchip_core.hookspecs import API_VERSION, Hypervisor, hookimpl
 
 class Vm:
     hypervisor = "{name}"
+    clock = tsc_hz = can_exit_on_msrs = None
+    def exit_on_msrs(self, msrs): ...
     def map_memory(self, guest_address, size): ...
     def create_vcpu(self, vcpu_id): ...
     def supported_cpuid(self): ...
@@ -261,9 +265,49 @@ def test_hypervisors_are_chosen_likewise(install: Install) -> None:
     with pytest.raises(NothingSuitable, match="hypervisor none cannot be used here\n  none: there is no processor"):
         create_vm("none", plugins=found)
     del found.hypervisors["works"]
-    found.hypervisors.pop("kvm", None)
+    for name in ("kvm", "unicorn"):
+        found.hypervisors.pop(name, None)
     with pytest.raises(NothingSuitable, match="raises: its probe failed with OSError: disk"):
         create_vm(plugins=found)
+
+
+def test_a_vm_is_chosen_for_its_chip(install: Install) -> None:
+    install("first", hypervisor("first", rank=-3))
+    install("second", hypervisor("second", rank=-2))
+    install("chip", backend("needs_second", hypervisors="frozenset({'second'})"))
+    install("lost", backend("needs_third", hypervisors="frozenset({'third'})"))
+    found = discover()
+    assert create_vm(plugins=found).hypervisor == "first"
+    assert create_vm(backend="needs_second", plugins=found).hypervisor == "second"
+    assert create_vm("first", backend="needs_second", plugins=found).hypervisor == "first"  # the chip will say why not
+    with pytest.raises(NothingSuitable, match="no hypervisor can be used here for needs_third; pip install"):
+        create_vm(backend="needs_third", plugins=found)
+    with pytest.raises(UnknownName, match="did you mean needs_second"):
+        create_vm(backend="needs_secnd", plugins=found)
+
+
+IN_VIRTUAL_TIME = """
+    virtual_time = True
+    def create_vm_in_virtual_time(self, clock):
+        vm = Vm()
+        vm.clock = clock
+        return vm
+
+@hookimpl
+"""
+
+
+def test_virtual_time_is_for_hypervisors_that_have_it(install: Install) -> None:
+    install("real", hypervisor("real", rank=-3))
+    install("virtual", hypervisor("virtual", rank=-2).replace("@hookimpl\n", IN_VIRTUAL_TIME))
+    found = discover()
+    clock = VirtualClock()
+    vm = create_vm(clock=clock, plugins=found)
+    assert (vm.hypervisor, vm.clock) == ("virtual", clock)
+    with pytest.raises(NothingSuitable, match="real: its guests run in real time, which never repeats"):
+        create_vm("real", clock=clock, plugins=found)
+    with pytest.raises(Unsupported, match="real: its guests run in real time"):
+        found.hypervisors["real"].create_vm_in_virtual_time(clock)
 
 
 def test_with_nothing_installed_the_error_says_what_to_install() -> None:

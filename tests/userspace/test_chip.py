@@ -19,6 +19,7 @@ from irqchip_core.errors import Closed, InvalidArgument, InvalidRoute, UnknownVc
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent, PlatformDeviceId
 from irqchip_core.routes import IrqRoute, IrqSourceChip, PinSource, default_routes
 from irqchip_core.testing import FakeClock, FakeVcpu, FakeVm, read_msr, write_msr
+from irqchip_core.x86.counters import GsiCount, VectorCount
 from irqchip_core.x86.state import PicSelect
 from irqchip_userspace.chip import UserspaceIrqChip, probe
 
@@ -57,6 +58,15 @@ class Board:
         for half in (1, 0):
             self.mmio.write(IOAPIC, 4, 0x10 + 2 * pin + half)
             self.mmio.write(IOAPIC + 0x10, 4, entry >> 32 * half & 0xFFFFFFFF)
+
+    def register(self, gsi: int, event: IrqEdgeEvent | IrqLevelEvent) -> IrqEventIndex:
+        """Let the event drive the GSI; its place in the event table."""
+        if isinstance(event, IrqLevelEvent):
+            index = self.chip.register_level_irq_event(gsi, event, SOURCE)
+        else:
+            index = self.chip.register_edge_irq_event(gsi, event, SOURCE)
+        assert index is not None
+        return index
 
     def inject(self, vcpu_id: int = 0) -> list[int]:
         """What the vCPU gets when it looks, ready; vectors since the last look."""
@@ -422,13 +432,92 @@ def test_the_pit_raises_gsi_0_through_its_own_event(board: Board) -> None:
     token.close()
 
 
+def test_a_pit_that_ticks_too_fast_is_looked_after_at_a_bearable_pace(board: Board) -> None:
+    rings = []
+    expire = board.chip._board.expire
+    board.chip._board.expire = lambda: rings.append(board.clock.now()) or expire()  # type: ignore[method-assign,func-returns-value]
+    board.io.write(0x43, 1, 0x34)  # counter 0, mode 2
+    board.io.write(0x40, 1, 2)
+    board.io.write(0x40, 1, 0)  # 2 pulses: 1.7 us
+    board.clock.advance(10_000_000)
+    assert 49 <= len(rings) <= 51  # every 200 us, as in KVM
+
+
+def test_an_edge_of_the_pit_that_comes_before_its_alarm_is_set_is_not_lost(board: Board) -> None:
+    (token,) = board.chip.irq_event_tokens()
+    now = board.clock.now
+
+    def preempted() -> int:
+        board.clock.advance(1_000_000)
+        return now()
+
+    board.io.write(0x43, 1, 0x30)  # counter 0, mode 0
+    board.clock.now = preempted  # type: ignore[method-assign]
+    board.io.write(0x40, 1, 0x58)
+    board.io.write(0x40, 1, 0x02)  # 600 pulses: half a millisecond
+    board.clock.now = now  # type: ignore[method-assign]
+    board.clock.advance(10_000_000)
+    assert token.event.reset() == 1
+    token.close()
+
+
+# Counters
+
+
+def test_counters_tell_what_became_of_every_signal(board: Board) -> None:
+    board.redirect(5, 0x45)
+    with IrqEdgeEvent() as event:
+        index = board.register(5, event)
+        for signals in (1, 3, 1):
+            for _ in range(signals):
+                event.trigger()
+            board.chip.service_irq_event(index)
+        assert board.inject() == [0x45]
+        board.eoi()
+        event.trigger()
+        with board.chip._board.ioapic_lock:
+            board.chip.service_irq_event(index)  # delayed
+            event.trigger()
+            board.chip.service_irq_event(index)
+        board.chip.process_delayed_irq_events()
+        board.chip.service_irq(5, True)
+        board.chip.service_irq(5, False)
+        board.write(0, 0x310, 0x77 << 24)
+        board.write(0, 0x300, 0x46)  # to nobody
+        counters = board.chip.counters()
+        assert counters.gsis == (GsiCount(5, ("COM1",), raised=8, merged=3),)
+        assert counters.vectors == (VectorCount(0, 0x45, raised=5, delivered=1, coalesced=3, ended=1),)
+        assert (counters.spurious, counters.undeliverable) == (0, 1)
+    board.chip.close()
+    with pytest.raises(Closed):
+        board.chip.counters()
+
+
+def test_ticks_that_merge_are_counted_as_raised_and_coalesced(board: Board) -> None:
+    board.write(0, 0x320, 1 << 17 | 0x40)  # periodic
+    board.write(0, 0x3E0, 0xB)  # divide by 1
+    board.write(0, 0x380, 50_000)  # 50 us
+    board.clock.advance(1_000_000)
+    (count,) = board.chip.counters().vectors
+    assert count == VectorCount(0, 0x40, raised=count.raised, delivered=0, coalesced=count.raised - 1, ended=0)
+    assert count.raised in (17, 18, 19, 20)  # up to the last time it was looked after
+
+
+def test_what_an_init_takes_away_is_the_difference(board: Board) -> None:
+    board.write(1, 0x310, 0)
+    board.write(1, 0x300, 0x4045)
+    board.write(1, 0x300, 0x4500)
+    board.chip.inject_interrupts(board.vcpus[0])
+    assert board.chip.counters().vectors == (VectorCount(0, 0x45, raised=1, delivered=0, coalesced=0, ended=0),)
+
+
 # Level lines and the IOAPIC
 
 
 def test_a_level_line_waits_for_its_eoi_and_is_resampled(board: Board) -> None:
     board.redirect(10, 0x804A)
     with IrqLevelEvent() as event:
-        index = board.chip.register_level_irq_event(10, event, SOURCE)
+        index = board.register(10, event)
         for _ in range(3):
             event.trigger()
             board.chip.service_irq_event(index)
@@ -445,7 +534,7 @@ def test_a_level_line_waits_for_its_eoi_and_is_resampled(board: Board) -> None:
 def test_level_events_registered_late_and_gone_early(board: Board) -> None:
     board.redirect(10, 0x804A)
     with IrqLevelEvent() as one, IrqLevelEvent() as other:
-        index = board.chip.register_level_irq_event(10, one, SOURCE)
+        index = board.register(10, one)
         board.chip.register_level_irq_event(10, other, SOURCE)
         one.trigger()
         board.chip.service_irq_event(index)
@@ -460,8 +549,8 @@ def test_level_events_registered_late_and_gone_early(board: Board) -> None:
 def test_a_line_is_high_while_anybody_asserts_it(board: Board) -> None:
     board.redirect(10, 0x804A)
     with IrqLevelEvent() as event, IrqEdgeEvent() as edge:
-        level = board.chip.register_level_irq_event(10, event, SOURCE)
-        pulse = board.chip.register_edge_irq_event(10, edge, SOURCE)
+        level = board.register(10, event)
+        pulse = board.register(10, edge)
         board.chip.service_irq(10, True)
         event.trigger()
         board.chip.service_irq_event(level)
@@ -527,8 +616,8 @@ def test_an_event_that_finds_the_ioapic_busy_is_delayed_and_not_lost(board: Boar
     board.redirect(5, 0x45)
     token = board.chip.irq_delayed_event_token()
     with IrqEdgeEvent() as event, IrqEdgeEvent() as gone:
-        index = board.chip.register_edge_irq_event(5, event, SOURCE)
-        unregistered = board.chip.register_edge_irq_event(5, gone, SOURCE)
+        index = board.register(5, event)
+        unregistered = board.register(5, gone)
         event.trigger()
         gone.trigger()
         with board.chip._board.ioapic_lock:  # as a vCPU in the middle of an access has it
@@ -553,7 +642,7 @@ def test_an_event_that_finds_the_ioapic_busy_is_delayed_and_not_lost(board: Boar
 def test_serving_an_event_that_was_not_signalled_does_nothing(board: Board) -> None:
     board.redirect(5, 0x45)
     with IrqEdgeEvent() as event:
-        board.chip.service_irq_event(board.chip.register_edge_irq_event(5, event, SOURCE))
+        board.chip.service_irq_event(board.register(5, event))
     assert board.inject() == []
     with pytest.raises(InvalidArgument, match="no event was registered with index 7"):
         board.chip.service_irq_event(IrqEventIndex(7))

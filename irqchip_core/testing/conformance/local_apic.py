@@ -99,8 +99,8 @@ class LocalApic(Scenarios):
     def test_processor_priority(self) -> None:
         """PPR is the higher of TPR and the class in service."""
         machine = self.boot()
-        machine.cpu.apic_write(reg.TPR, 0x35)
-        check_equal(machine.cpu.apic_read(reg.PPR), 0x35, "PPR is TPR while nothing is in service")
+        machine.cpu.apic_write(reg.TPR, 0x30)
+        check_equal(machine.cpu.apic_read(reg.PPR), 0x30, "PPR is TPR while nothing is in service")
         machine.cpu.require_eoi()
         machine.send_msi(0x61)
         machine.cpu.expect_next(0x61, rule="an MSI interrupts")
@@ -208,9 +208,9 @@ class LocalApic(Scenarios):
         for cpu in machine.cpus:
             check_equal(cpu.apic_read(reg.ID) >> 24, cpu.id, "the APIC id is the number of the vCPU")
             check_equal(cpu.apic_read(reg.VERSION) & 0xF0, 0x10, "the local APIC is an integrated one")
-            cpu.apic_write(reg.TPR, 0x20 + cpu.id)
+            cpu.apic_write(reg.TPR, 0x20 + 0x10 * cpu.id)
         for cpu in machine.cpus:
-            check_equal(cpu.apic_read(reg.TPR), 0x20 + cpu.id, "each vCPU has a local APIC of its own")
+            check_equal(cpu.apic_read(reg.TPR), 0x20 + 0x10 * cpu.id, "each vCPU has a local APIC of its own")
 
     def test_software_disabled_apic(self) -> None:
         """A local APIC that software has disabled takes no fixed interrupt."""

@@ -50,8 +50,8 @@ class Modes(Scenarios):
         machine = self._switched(2)
         for cpu in machine.cpus:
             check_equal(cpu.apic_read(reg.ID), cpu.id, "the x2APIC id is the number of the vCPU")
-            cpu.apic_write(reg.TPR, 0x30 + cpu.id)
-            check_equal(cpu.apic_read(reg.TPR), 0x30 + cpu.id, "TPR reads as written in x2APIC mode")
+            cpu.apic_write(reg.TPR, 0x30 + 0x10 * cpu.id)
+            check_equal(cpu.apic_read(reg.TPR), 0x30 + 0x10 * cpu.id, "TPR reads as written in x2APIC mode")
 
     @needs(IrqChipCap.X2APIC)
     def test_interrupts_in_x2apic_mode(self) -> None:

@@ -86,11 +86,11 @@ class State(Scenarios):
         """The state of a local APIC is what its guest programmed and what is pending."""
         machine = self.boot(vcpus=2)
         for cpu in machine.cpus:
-            cpu.apic_write(reg.TPR, 0x20 + cpu.id)
+            cpu.apic_write(reg.TPR, 0x20 + 0x10 * cpu.id)
             machine.send_msi(0x51 + cpu.id, destination=cpu.id)
         for cpu in machine.cpus:
             regs = machine.chip.get_lapic_state(cpu.id).regs
-            check_equal(regs[reg.TPR >> 4], 0x20 + cpu.id, "get_lapic_state shows TPR")
+            check_equal(regs[reg.TPR >> 4], 0x20 + 0x10 * cpu.id, "get_lapic_state shows TPR")
             check_equal(regs[(reg.IRR >> 4) + 2], 1 << 0x11 + cpu.id, "get_lapic_state shows what is pending")
 
     def test_lapic_state_round_trip(self) -> None:
