@@ -9,6 +9,7 @@ from typing import Any, Self
 from unittest import mock
 
 import irqchip_core.x86.board
+import irqchip_core.x86.board_chip
 import irqchip_userspace.chip
 from irqchip_core.chip import IrqChip, IrqChipCap, MPState
 from irqchip_core.errors import InvalidRoute
@@ -33,15 +34,21 @@ from irqchip_userspace.processors import Processor
 Maker = Callable[[Vm, int], IrqChip]
 
 
-def with_parts(**parts: type) -> Maker:
+MODULES = (irqchip_userspace.chip, irqchip_core.x86.board_chip, irqchip_core.x86.board)
+
+
+def with_parts(chip: type[UserspaceIrqChip] = UserspaceIrqChip, **parts: type) -> Maker:
     """A userspace chip with other classes for its parts."""
 
     def create(vm: Vm, vcpu_count: int) -> IrqChip:
         with ExitStack() as patches:
-            for module in (irqchip_userspace.chip, irqchip_core.x86.board):
+            replaced = set()
+            for module in MODULES:
                 for name in parts.keys() & vars(module).keys():
                     patches.enter_context(mock.patch.object(module, name, parts[name]))
-            return UserspaceIrqChip(vm, vcpu_count)
+                    replaced.add(name)
+            assert replaced == set(parts), f"nobody uses {set(parts) - replaced}"
+            return chip(vm, vcpu_count)
 
     return create
 
@@ -52,24 +59,24 @@ def with_parts(**parts: type) -> Maker:
 class EveryOtherEdgeLost(Board):
     _served = 0
 
-    def _signalled(self, slot: EventSlot) -> None:
+    def _signalled(self, slot: EventSlot, signals: int) -> None:
         self._served += 1
         if self._served % 2:
-            super()._signalled(slot)
+            super()._signalled(slot, signals)
 
 
 class DeliveredTwice(Board):
     _last: EventSlot | None = None
 
-    def _signalled(self, slot: EventSlot) -> None:
+    def _signalled(self, slot: EventSlot, signals: int) -> None:
         self._last = slot
-        super()._signalled(slot)
+        super()._signalled(slot, signals)
 
     def again(self) -> None:
         if (slot := self._last) is not None:
             self._last = None
             with self.ioapic_lock, self.lock:
-                super()._signalled(slot)
+                super()._signalled(slot, 1)
 
 
 class DeliveredTwiceChip(UserspaceIrqChip):
@@ -80,11 +87,6 @@ class DeliveredTwiceChip(UserspaceIrqChip):
         if offset == 0xB0:
             assert isinstance(self._board, DeliveredTwice)
             self._board.again()
-
-
-def delivered_twice(vm: Vm, vcpu_count: int) -> IrqChip:
-    with mock.patch.object(irqchip_userspace.chip, "Board", DeliveredTwice):
-        return DeliveredTwiceChip(vm, vcpu_count)
 
 
 class UnregistrationIgnored(UserspaceIrqChip):
@@ -426,7 +428,7 @@ class StaleClone(UserspaceIrqChip):
 
 class CloneClosesAll(UserspaceIrqChip):
     def close(self) -> None:
-        self._shared.handles = min(self._shared.handles, 1)
+        self._handles.open = min(self._handles.open, 1)
         super().close()
 
 
@@ -474,7 +476,7 @@ class WrongKindOfError(UserspaceIrqChip):
 class RefusedRegistrationStays(UserspaceIrqChip):
     """A closed event is refused, but its place in the table is taken."""
 
-    def register_edge_irq_event(self, irq: int, event: IrqEdgeEvent, source: IrqEventSource) -> IrqEventIndex:
+    def register_edge_irq_event(self, irq: int, event: IrqEdgeEvent, source: IrqEventSource) -> IrqEventIndex | None:
         if event.get_trigger().closed:
             with IrqEdgeEvent() as other:
                 super().register_edge_irq_event(irq, other, source)
