@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ from irqchip_core.errors import InvalidArgument
 from irqchip_core.selection import create_irqchip, create_vm
 from irqchip_core.testing import agent
 from irqchip_core.testing.conformance import Conformance, Nonconforming, NotApplicable
+from irqchip_core.testing.conformance.edge_events import ONCE
 from irqchip_core.testing.conformance.results import Results
 from irqchip_core.testing.conformance.runner import catalog
 from irqchip_core.testing.lab import Lab
@@ -289,3 +292,33 @@ def test_comparison_shows_other_interrupts_only() -> None:
     assert "a on kvm and b on kvm gave the same interrupts in 1 of 2 scenarios." in text
     assert "b on kvm: vCPU 0 took 0x02, 0x01" in text
     assert "2 scenarios are not applicable to all of them, or leave the interrupts open." in text
+
+
+# docs/conformance.md
+
+PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
+COMMANDS = re.findall(r"^((?:irqchip conformance|pytest --irqchip) .*)$", PAGE.read_text(), re.MULTILINE)
+EXAMPLE = re.compile(r"^```sh\nirqchip ([^\n]*)\n```\n\nends with\n\n```text\n(.*?)```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_docs_work(command: str, tmp_path: Path) -> None:
+    words = shlex.split(command.replace("mychip", "userspace"))
+    module = [*words[:1], "-p", "no:cacheprovider"] if words[0] == "pytest" else ["irqchip_core"]
+    if "-k" not in words:
+        words += ["-k", "use_after_close"]  # the whole kit is run by tests/chips
+    result = run([*module, *words[1:]], tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_result_in_the_docs_is_what_comes(tmp_path: Path) -> None:
+    command, shown = EXAMPLE.findall(PAGE.read_text())[0]
+    result = run(["irqchip_core", *shlex.split(command)], tmp_path)
+    assert shown in result.stdout
+
+
+def test_the_docs_show_a_message_as_it_is() -> None:
+    (message,) = re.findall(r"^  edge_through_the_ioapic: (.*)$", PAGE.read_text(), re.MULTILINE)
+    assert message.endswith(difference([], [0x45]))
+    assert ONCE in message
