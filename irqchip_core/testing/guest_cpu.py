@@ -31,7 +31,7 @@ from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86.state import LAPIC_BASE
 
 if TYPE_CHECKING:
-    from irqchip_core.testing.machine import Machine
+    from irqchip_core.testing.bench import Bench
 
 MASKED, EXTINT_MODE, NMI_MODE = reg.LVT_MASKED, 7 << 8, 4 << 8
 SPURIOUS_VECTOR = 0xFF
@@ -63,7 +63,7 @@ class GuestCpu:
         x2apic: Whether its guest uses MSRs for the local APIC.
     """
 
-    def __init__(self, machine: Machine, vcpu: VcpuX86_64) -> None:
+    def __init__(self, machine: Bench, vcpu: VcpuX86_64) -> None:
         self.machine = machine
         self.vcpu = vcpu
         self.id = vcpu.id

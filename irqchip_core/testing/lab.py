@@ -14,7 +14,7 @@ from collections.abc import Callable
 from attrs import define, field
 
 from irqchip_core.chip import IrqChip, IrqChipCap
-from irqchip_core.testing.machine import Machine
+from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.verdict import Nonconforming, NotApplicable
 from irqchip_core.vcpu import Vm
 from irqchip_core.x86.chip import IrqChipX86_64
@@ -66,7 +66,7 @@ class Lab:
         self.patience = patience
         self.record = Record()
         self._ordered = True
-        self._machines: list[Machine] = []
+        self._machines: list[Bench] = []
 
     # For scenarios
 
@@ -77,14 +77,14 @@ class Lab:
             raise NotApplicable(f"the kit is for chips of x86; {chip.name} is no IrqChipX86_64")
         return chip
 
-    def boot(self, vcpus: int = 1, *, chip_vcpus: int | None = None) -> Machine:
+    def boot(self, vcpus: int = 1, *, chip_vcpus: int | None = None) -> Bench:
         """A machine with guests on `vcpus` vCPUs; its chip is made for `chip_vcpus`. Closed by itself."""
         if vcpus > 1:
             self.need(IrqChipCap.MP_STATE_GET_SET)
         vm = self.create_vm()
         try:
             chip = self.create_chip(vm, vcpus if chip_vcpus is None else chip_vcpus)
-            machine = Machine(vm, chip, vcpus=vcpus, patience=self.patience)
+            machine = Bench(vm, chip, vcpus=vcpus, patience=self.patience)
         except BaseException:
             vm.close()
             raise

@@ -22,7 +22,7 @@ from irqchip_core.errors import (
 from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent, PlatformDeviceId
 from irqchip_core.routes import IrqRoute, IrqSourceChip, PinSource
 from irqchip_core.selection import create_irqchip, create_vm
-from irqchip_core.testing.machine import Machine
+from irqchip_core.testing.bench import Bench
 from irqchip_kvm import KvmVm
 from irqchip_kvm_kernel.chip import KvmKernelIrqChip
 
@@ -39,9 +39,9 @@ def chip(vm: KvmVm) -> Iterator[KvmKernelIrqChip]:
 
 
 @pytest.fixture
-def machine(vm: KvmVm, chip: KvmKernelIrqChip) -> Iterator[Machine]:
+def machine(vm: KvmVm, chip: KvmKernelIrqChip) -> Iterator[Bench]:
     """A guest that takes interrupts, with all lines masked in PICs and IOAPIC."""
-    with Machine(vm, chip) as machine:
+    with Bench(vm, chip) as machine:
         yield machine
 
 
@@ -115,7 +115,7 @@ def test_add_vcpu_wants_the_vcpu_of_that_number_and_of_its_own_vm(vm: KvmVm, chi
 # Events
 
 
-def test_the_same_event_twice_is_refused_clones_included(chip: KvmKernelIrqChip, machine: Machine) -> None:
+def test_the_same_event_twice_is_refused_clones_included(chip: KvmKernelIrqChip, machine: Bench) -> None:
     machine.pin(5, 0x45)
     machine.pin(6, 0x46)
     event = machine.edge(5)
@@ -141,7 +141,7 @@ def test_a_descriptor_that_is_no_eventfd_is_refused(chip: KvmKernelIrqChip) -> N
 # Routes
 
 
-def test_route_irq_replaces_all_routes_of_its_gsi(chip: KvmKernelIrqChip, machine: Machine) -> None:
+def test_route_irq_replaces_all_routes_of_its_gsi(chip: KvmKernelIrqChip, machine: Bench) -> None:
     machine.pin(5, 0x45)
     machine.pin(6, 0x46)
     machine.unmask_pics(5)
@@ -154,7 +154,7 @@ def test_route_irq_replaces_all_routes_of_its_gsi(chip: KvmKernelIrqChip, machin
 
 
 def test_a_route_that_only_the_kernel_refuses_changes_nothing(
-    vm: KvmVm, chip: KvmKernelIrqChip, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    vm: KvmVm, chip: KvmKernelIrqChip, machine: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.pin(5, 0x45)
 
@@ -187,7 +187,7 @@ def test_the_kernel_serves_all_events_itself(chip: KvmKernelIrqChip, caplog: pyt
     assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
 
 
-def test_the_kernel_injects_halts_and_wakes_by_itself(chip: KvmKernelIrqChip, machine: Machine) -> None:
+def test_the_kernel_injects_halts_and_wakes_by_itself(chip: KvmKernelIrqChip, machine: Bench) -> None:
     machine.pin(5, 0x45)
     chip.halted(0)
     chip.kick_halted_vcpus()
@@ -221,7 +221,7 @@ def test_unregistering_after_the_vm_was_closed_is_harmless(vm: KvmVm) -> None:
 
 
 def test_a_forked_child_may_close_its_handle_and_its_parent_goes_on(
-    vm: KvmVm, chip: KvmKernelIrqChip, machine: Machine
+    vm: KvmVm, chip: KvmKernelIrqChip, machine: Bench
 ) -> None:
     machine.pin(5, 0x45)
     event = machine.edge(5)

@@ -10,15 +10,15 @@ from typing import Any
 from irqchip_core.chip import MPState
 from irqchip_core.errors import Closed, InvalidArgument, IrqChipError, WrongType
 from irqchip_core.events import IrqEdgeEvent, IrqLevelEvent
+from irqchip_core.testing.bench import SOURCE, Bench
 from irqchip_core.testing.conformance.base import Scenarios
-from irqchip_core.testing.machine import SOURCE, Machine
 from irqchip_core.testing.verdict import Nonconforming, accepted, check, check_equal, refused
 from irqchip_core.vcpu import Vcpu
 
 Kinds = type[Exception] | tuple[type[Exception], ...]
 
 
-def refuse_each(machine: Machine, kind: Kinds, calls: dict[str, Callable[[], object]]) -> None:
+def refuse_each(machine: Bench, kind: Kinds, calls: dict[str, Callable[[], object]]) -> None:
     """Demand that each call is refused, names what is wrong, and changes nothing."""
     for what, call in calls.items():
         before = machine.fingerprint()
@@ -155,7 +155,7 @@ class Arguments(Scenarios):
 
 
 def calls_with_gsi(
-    machine: Machine, gsi: Any, edge: IrqEdgeEvent, level: IrqLevelEvent
+    machine: Bench, gsi: Any, edge: IrqEdgeEvent, level: IrqLevelEvent
 ) -> dict[str, Callable[[], object]]:
     """Each call that takes a GSI."""
     chip = machine.chip
@@ -168,7 +168,7 @@ def calls_with_gsi(
     }
 
 
-def calls_with_number(machine: Machine, number: Any, vcpu: Vcpu) -> dict[str, Callable[[], object]]:
+def calls_with_number(machine: Bench, number: Any, vcpu: Vcpu) -> dict[str, Callable[[], object]]:
     """Each call that takes another number."""
     chip = machine.chip
     return {

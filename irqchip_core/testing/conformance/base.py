@@ -15,8 +15,8 @@ from irqchip_core.chip import IrqChip, IrqChipCap
 from irqchip_core.errors import InvalidArgument, NothingSuitable
 from irqchip_core.plugins import installed
 from irqchip_core.selection import create_irqchip, create_vm, find_backend, find_hypervisor, judge, usable
+from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.lab import Lab
-from irqchip_core.testing.machine import Machine
 from irqchip_core.vcpu import Vm
 
 
@@ -95,7 +95,7 @@ class Scenarios:
         )
         return self.lab
 
-    def boot(self, vcpus: int = 1, *, chip_vcpus: int | None = None) -> Machine:
+    def boot(self, vcpus: int = 1, *, chip_vcpus: int | None = None) -> Bench:
         """A machine with guests on `vcpus` vCPUs, which ends with the scenario."""
         return self.lab.boot(vcpus, chip_vcpus=chip_vcpus)
 

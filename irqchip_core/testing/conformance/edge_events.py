@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from irqchip_core.events import IrqEdgeEvent
 from irqchip_core.routes import IrqRoute
+from irqchip_core.testing.bench import SOURCE
 from irqchip_core.testing.conformance.base import Scenarios
 from irqchip_core.testing.guest_cpu import Eoi
-from irqchip_core.testing.machine import SOURCE
 from irqchip_core.testing.verdict import accepted, check
 from irqchip_core.x86.msi import MSI_ADDRESS_BASE
 

@@ -12,9 +12,9 @@ from irqchip_core.errors import Closed, InvalidArgument, IrqChipError, UnknownVc
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
 from irqchip_core.observers import ChipObserver
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute
+from irqchip_core.testing.bench import SOURCE, Bench
 from irqchip_core.testing.conformance.base import Scenarios, needs
 from irqchip_core.testing.conformance.vcpus import need_sleep_in_chip
-from irqchip_core.testing.machine import SOURCE, Machine
 from irqchip_core.testing.verdict import NotApplicable, accepted, check, check_equal, refused
 from irqchip_core.x86.msi import MSI_ADDRESS_BASE
 from irqchip_core.x86.state import PicSelect
@@ -281,7 +281,7 @@ class Handles(Scenarios):
             chip.close()
 
 
-def every_call(chip: IrqChip, machine: Machine) -> dict[str, Callable[[], object]]:
+def every_call(chip: IrqChip, machine: Bench) -> dict[str, Callable[[], object]]:
     """A call of each of the 22 methods that works on an open chip, but for `try_clone` and `finalize_devices` twice."""
     edge, level = IrqEdgeEvent(), IrqLevelEvent()
     machine.keep(edge, level)

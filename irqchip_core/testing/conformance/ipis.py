@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from irqchip_core.chip import IrqChipCap, MPState
 from irqchip_core.testing import agent
+from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.conformance.base import Scenarios, needs
 from irqchip_core.testing.conformance.messages import CLUSTER_MODEL, expect_only, set_flat_ids
-from irqchip_core.testing.machine import Machine
 from irqchip_core.testing.verdict import check, check_equal
 from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86 import msi
@@ -162,7 +162,7 @@ class Ipis(Scenarios):
 class X2apicIpis(Scenarios):
     """IPIs in x2APIC mode."""
 
-    def _boot(self, vcpus: int = 2) -> Machine:
+    def _boot(self, vcpus: int = 2) -> Bench:
         machine = self.boot(vcpus=vcpus)
         for cpu in machine.cpus:
             check(cpu.enter_x2apic(), "a chip with x2apic lets its guest switch to x2APIC mode", "that raised #GP")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from irqchip_core.events import IrqLevelEvent
+from irqchip_core.testing.bench import ENTRY_REMOTE_IRR, IOAPIC_VERSION, Bench
 from irqchip_core.testing.conformance.base import Scenarios
 from irqchip_core.testing.guest_cpu import Eoi
-from irqchip_core.testing.machine import ENTRY_REMOTE_IRR, IOAPIC_VERSION, Machine
 from irqchip_core.testing.verdict import NotApplicable, accepted, check, until
 from irqchip_core.x86.state import IOAPIC_BASE
 
@@ -17,12 +17,12 @@ RESAMPLED = "the resample event is signalled at the EOI"
 LOWERED = "the line of a level event is lowered at the EOI"
 
 
-def line_is_high(machine: Machine, pin: int) -> bool:
+def line_is_high(machine: Bench, pin: int) -> bool:
     """Whether the IOAPIC sees this line asserted."""
     return bool(machine.chip.get_ioapic_state().current_interrupt_level_bitmap >> pin & 1)
 
 
-def check_resampled(machine: Machine, event: IrqLevelEvent) -> None:
+def check_resampled(machine: Bench, event: IrqLevelEvent) -> None:
     check(event.clear_resample(machine.patience), RESAMPLED, "it was not: the device will never signal again")
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from irqchip_core.testing.agent import Operation
+from irqchip_core.testing.bench import IOAPIC_VERSION
 from irqchip_core.testing.conformance.base import Scenarios
 from irqchip_core.testing.guest_cpu import SPURIOUS_VECTOR, Eoi
-from irqchip_core.testing.machine import IOAPIC_VERSION
 from irqchip_core.testing.verdict import NotApplicable, check, check_equal
 from irqchip_core.x86 import lapic_registers as reg
 

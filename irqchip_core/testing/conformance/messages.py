@@ -5,9 +5,9 @@ from __future__ import annotations
 from irqchip_core.chip import IrqChipCap, MPState
 from irqchip_core.routes import IrqRoute
 from irqchip_core.testing import agent
+from irqchip_core.testing.bench import MSI_GSI, Bench
 from irqchip_core.testing.conformance.base import Scenarios, needs
 from irqchip_core.testing.guest_cpu import EXTINT_MODE, MASKED
-from irqchip_core.testing.machine import MSI_GSI, Machine
 from irqchip_core.testing.verdict import NotApplicable, check, check_equal, vectors
 from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86 import msi
@@ -15,7 +15,7 @@ from irqchip_core.x86 import msi
 CLUSTER_MODEL = reg.DFR_ONES
 
 
-def expect_only(machine: Machine, receivers: set[int], vector: int, rule: str) -> None:
+def expect_only(machine: Bench, receivers: set[int], vector: int, rule: str) -> None:
     """Demand that these vCPUs take `vector`, and the others nothing."""
     for cpu in machine.cpus:
         if cpu.id in receivers:
@@ -24,7 +24,7 @@ def expect_only(machine: Machine, receivers: set[int], vector: int, rule: str) -
             cpu.expect_nothing(rule=rule)
 
 
-def set_flat_ids(machine: Machine) -> None:
+def set_flat_ids(machine: Bench) -> None:
     """Give each local APIC one bit of the flat model as its logical id."""
     for cpu in machine.cpus:
         cpu.apic_write(reg.LDR, 1 << 24 + cpu.id)

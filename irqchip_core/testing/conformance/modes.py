@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from irqchip_core.chip import IrqChipCap
+from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.conformance.base import Scenarios, needs
 from irqchip_core.testing.guest_cpu import SPURIOUS_VECTOR, GuestCpu
-from irqchip_core.testing.machine import Machine
 from irqchip_core.testing.verdict import check, check_equal
 from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86 import msi
@@ -24,7 +24,7 @@ def base_of(cpu: GuestCpu) -> int:
 class Modes(Scenarios):
     """Modes of the local APIC."""
 
-    def _switched(self, vcpus: int = 1) -> Machine:
+    def _switched(self, vcpus: int = 1) -> Bench:
         machine = self.boot(vcpus=vcpus)
         for cpu in machine.cpus:
             check(cpu.enter_x2apic(), SWITCH, "that raised #GP")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.conformance.base import Scenarios
 from irqchip_core.testing.guest_cpu import EXTINT_MODE, MASKED, Eoi
-from irqchip_core.testing.machine import Machine
 from irqchip_core.testing.verdict import check, check_equal
 from irqchip_core.x86.lapic_registers import LVT_LINT0
 from irqchip_core.x86.state import PicSelect
@@ -15,7 +15,7 @@ READ_IRR, READ_ISR, POLL = 0x0A, 0x0B, 0x0C  # OCW3
 POLL_LINE = 7  # some KVMs leave out bit 7, which says that there is one
 
 
-def raise_lines(machine: Machine, *lines: int) -> None:
+def raise_lines(machine: Bench, *lines: int) -> None:
     """Give each of these lines an edge, in this order."""
     for line in lines:
         machine.pulse(line)

@@ -7,10 +7,10 @@ from attrs import evolve
 from irqchip_core.chip import IrqChipCap, MPState
 from irqchip_core.errors import InvalidArgument, IrqChipError, UnknownVcpu
 from irqchip_core.routes import IrqRoute
+from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.conformance.base import Scenarios, needs
 from irqchip_core.testing.conformance.timers import BOTH_BYTES, MODE_2, start, start_pit, ticks
 from irqchip_core.testing.guest_cpu import Eoi, GuestCpu
-from irqchip_core.testing.machine import Machine
 from irqchip_core.testing.verdict import check, check_equal, refused
 from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86.msi import MSI_ADDRESS_BASE
@@ -19,7 +19,7 @@ from irqchip_core.x86.state import PicSelect
 MOVED = "what was pending when the state was saved is pending where it is restored"
 
 
-def move(saved: Machine, target: Machine) -> None:
+def move(saved: Bench, target: Bench) -> None:
     """Restore the chip of one machine into another."""
     count = len(saved.cpus)
     target.chip.restore(saved.chip.snapshot(count), count)

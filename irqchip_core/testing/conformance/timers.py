@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 from irqchip_core.chip import IrqChipCap
+from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.conformance.base import Scenarios, needs
 from irqchip_core.testing.guest_cpu import Eoi, GuestCpu
-from irqchip_core.testing.machine import Machine
 from irqchip_core.testing.verdict import NotApplicable, check, check_equal, until
 from irqchip_core.x86 import lapic_registers as reg
 
@@ -25,7 +25,7 @@ READ_BACK_STATUS_0 = 0xE2
 PIT_HZ = 1_193_182
 
 
-def ticks(machine: Machine, milliseconds: float) -> int:
+def ticks(machine: Bench, milliseconds: float) -> int:
     """That time as a count of the local APIC's timer, undivided."""
     return int(machine.chip.lapic_frequency() * milliseconds / 1000)
 
@@ -145,7 +145,7 @@ class ApicTimer(Scenarios):
 class TscDeadlineTimer(Scenarios):
     """The local APIC's timer in TSC-deadline mode."""
 
-    def _arm(self, machine: Machine, milliseconds: float) -> int:
+    def _arm(self, machine: Bench, milliseconds: float) -> int:
         cpu = machine.cpu
         cpu.apic_write(reg.LVT_TIMER, VECTOR | TSC_DEADLINE)
         deadline = cpu.read_tsc() + int((machine.vm.tsc_hz or TSC_HZ) * milliseconds / 1000)
@@ -203,7 +203,7 @@ class TscDeadlineTimer(Scenarios):
 class PitTimer(Scenarios):
     """The PIT."""
 
-    def _tick(self, machine: Machine, vector: int, eoi: Eoi) -> None:
+    def _tick(self, machine: Bench, vector: int, eoi: Eoi) -> None:
         self.lab.leave_open("how many ticks come before the PIT is stopped")
         start_pit(machine.cpu, MODE_2, PIT_HZ // 200)
         for _ in range(3):

@@ -6,9 +6,9 @@ import threading
 
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.events import IrqEventIndex
+from irqchip_core.testing.bench import IOREGSEL, SOURCE, Bench
 from irqchip_core.testing.conformance.base import Scenarios
 from irqchip_core.testing.guest_cpu import Eoi
-from irqchip_core.testing.machine import IOREGSEL, SOURCE, Machine
 from irqchip_core.testing.verdict import NotApplicable, accepted, check, check_equal, refused
 
 IN_KERNEL = "needs events that user space serves (a register call that returns an index); here the kernel serves them"
@@ -16,7 +16,7 @@ PAUSE = 0.00002  # seconds between two accesses of a guest that polls
 NEVER_DELAYED = "needs a delayed token; irq_delayed_event_token() is None, so no event is ever delayed"
 
 
-def indices(machine: Machine) -> list[int]:
+def indices(machine: Bench) -> list[int]:
     """Of all tokens."""
     tokens = machine.chip.irq_event_tokens()
     for token in tokens:
@@ -27,7 +27,7 @@ def indices(machine: Machine) -> list[int]:
 class Tokens(Scenarios):
     """Tokens and delayed events."""
 
-    def _served(self) -> Machine:
+    def _served(self) -> Bench:
         machine = self.boot()
         if not machine.serves_events():
             raise NotApplicable(IN_KERNEL)

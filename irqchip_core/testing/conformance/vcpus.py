@@ -11,9 +11,9 @@ from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
 from irqchip_core.errors import InvalidArgument, IrqChipError, UnknownVcpu
 from irqchip_core.routes import IrqRoute
 from irqchip_core.testing.agent import Operation
+from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.conformance.base import Scenarios, needs
 from irqchip_core.testing.guest_cpu import NMI_VECTOR, Eoi, GuestCpu
-from irqchip_core.testing.machine import Machine
 from irqchip_core.testing.verdict import Nonconforming, NotApplicable, check, check_equal, refused, until
 from irqchip_core.x86 import msi
 
@@ -126,7 +126,7 @@ class MpStates(Scenarios):
         check_equal(result_of(done, machine.patience, rule), VcpuRunState.RUNNABLE, rule)
 
 
-def need_sleep_in_chip(machine: Machine) -> None:
+def need_sleep_in_chip(machine: Bench) -> None:
     """Raise `NotApplicable` where the hypervisor lets halted vCPUs sleep."""
     if not machine.apics_in_chip:
         raise NotApplicable("needs local APICs in the chip; here the hypervisor lets halted vCPUs sleep by itself")

@@ -1,6 +1,6 @@
 """The machine of the conformance kit: a VM with the chip under test, guests on its vCPUs, buses and an irq loop.
 
-`Machine.expect`-like demands are the vCPUs' (`guest_cpu`); here is what devices and firmware do.
+What a guest must take is demanded of its vCPU (`guest_cpu`); here is what devices and firmware do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from irqchip_core.x86.state import IOAPIC_BASE, LAPIC_BASE, PicSelect
 
 SOURCE = IrqEventSource(PlatformDeviceId.SERIAL, 0, "conformance kit")
 MSI_GSI = 3000
-"""GSI that `Machine.send_msi` routes as it likes."""
+"""GSI that `Bench.send_msi` routes as it likes."""
 
 IOREGSEL, IOWIN = IOAPIC_BASE, IOAPIC_BASE + 0x10  # 82093AA data sheet, 3.1
 IOAPIC_VERSION, FIRST_ENTRY = 0x01, 0x10
@@ -39,7 +39,7 @@ ICW1, ICW4_8086, ICW4_AUTO_EOI = 0x11, 0x01, 0x02  # 8259A data sheet
 CASCADE = 1 << 2
 
 
-class Machine:
+class Bench:
     """A machine whose guests have local APICs enabled, PICs initialized, and every line masked.
 
     Args:
