@@ -42,7 +42,7 @@ open:   sti                                     # let in what is pending; some p
         .balign 32
 halt:   sti                                     # sleep until an interrupt has been taken
         hlt
-        cli
+awake:  cli
         jmp     next
         .balign 32
 spin:   movl    $1, RESULT(%rbx)                # execute until an interrupt has been taken, or the host says stop
@@ -108,7 +108,13 @@ read_tsc:
 taken:  pushq   %rax
         movb    8(%rsp), %al                    # the vector, pushed by the stub
         outb    %al, $TAKEN
-        andq    $~RFLAGS_IF, 32(%rsp)           # one interrupt is enough
+        andq    $~RFLAGS_IF, 32(%rsp)           # one interrupt is enough: an NMI before HLT, or one that came
+        movq    16(%rsp), %rax                  #   there as QEMU's SVM forgot the shadow of STI, must not be
+        subq    $halt, %rax                     #   followed by a sleep
+        cmpq    $(awake - halt), %rax
+        jae     1f
+        movq    $awake, 16(%rsp)
+1:
         movl    $1, STOP(%rbx)
         popq    %rax
         addq    $8, %rsp

@@ -86,7 +86,8 @@ class GuestCpu:
             Nonconforming: It does not come to the end of it.
         """
         if not self._perform(operation, first, second, patience):
-            raise Nonconforming(f"a runnable vCPU executes, but vCPU {self.id} did not come to the end of an operation")
+            where = f"{operation.name} at RIP {self.vcpu.get_regs().rip:#x}"
+            raise Nonconforming(f"a runnable vCPU executes, but vCPU {self.id} did not come to the end of {where}")
         return self.mailbox.result()
 
     def _perform(self, operation: Operation, first: int, second: int, patience: float | None) -> bool:
