@@ -78,7 +78,14 @@ def run(args: argparse.Namespace) -> int:
     targets = ["@".join(resolve(name, args.hypervisor)) for name in args.compare or [args.name]]
     # Nothing of the directory that the user happens to be in may count: no settings, no conftest.py, no cache.
     arguments = ["--pyargs", "irqchip_core.testing.conformance.test_conformance", "-c", os.devnull, "--noconftest"]
-    arguments += ["-p", "no:cacheprovider", "--no-header", "--disable-warnings", f"--rootdir={os.getcwd()}"]
+    arguments += [
+        "-p",
+        "no:cacheprovider",
+        "--no-header",
+        "-W",
+        "ignore::pytest.PytestAssertRewriteWarning",
+        f"--rootdir={os.getcwd()}",
+    ]
     arguments += [f"--irqchip-patience={args.patience}", *(f"--irqchip={target}" for target in targets)]
     arguments += ["-v", "--tb=short"] if args.verbose else ["-q", "--tb=no", "-r", "N"]
     if args.json:
