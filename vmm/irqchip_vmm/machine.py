@@ -25,7 +25,7 @@ from irqchip_core.errors import Closed, Exhausted, InvalidArgument, IrqChipError
 from irqchip_core.events import DeviceId, IrqEventSource, PlatformDeviceId
 from irqchip_core.irq_loop import IrqLoop
 from irqchip_core.routes import IOAPIC_PINS
-from irqchip_core.selection import create_irqchip, create_vm
+from irqchip_core.selection import create_irqchip, create_vm, select
 from irqchip_core.vcpu import VcpuX86_64, Vm
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_vmm.cpuid import MAX_XAPIC_ID, vcpu_cpuid
@@ -51,7 +51,7 @@ class Machine:
     """A PC with COM1, RTC, keyboard controller (reset only), exit port and interrupt generator.
 
     Args:
-        hypervisor: Name of one, a VM without memory, vCPUs and chip, or None for the first that is usable.
+        hypervisor: Name of one, a VM without memory, vCPUs and chip, or None for the first on which the chip fits.
         chip: Name of a backend, a chip made for that VM, or None for the first that fits. What is given as an object
             stays the caller's to close, after the machine.
         memory_size: Bytes of RAM from address 0, a multiple of 4096 from 1 MiB to 3 GiB.
@@ -107,6 +107,8 @@ class Machine:
         memory_size: int,
         require: Collection[IrqChipCap],
     ) -> None:
+        if hypervisor is None and not isinstance(chip, IrqChip):
+            hypervisor = select(chip, require=require).hypervisor
         if hypervisor is None or isinstance(hypervisor, str):
             self.vm = create_vm(hypervisor)
             self._cleanup.append(self.vm.close)

@@ -2,126 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from irqchip_core import cli, selection
-from irqchip_core.chip import IrqChip, IrqChipCap
-from irqchip_core.errors import (
-    DuplicateName,
-    InvalidArgument,
-    IrqChipError,
-    NothingSuitable,
-    PluginError,
-    UnknownName,
-    WrongType,
-)
-from irqchip_core.plugins import PluginRecord, Plugins, discover
+from irqchip_core import cli
+from irqchip_core.chip import IrqChip
+from irqchip_core.errors import DuplicateName, IrqChipError, PluginError
+from irqchip_core.plugins import discover
 from irqchip_core.routes import IrqRoute
-from irqchip_core.selection import candidates, create_irqchip, create_vm
+from irqchip_core.selection import create_irqchip
 from tests.core.table_chip import TableChip
-
-HYPERVISOR = """
-from irqchip_core.hookspecs import API_VERSION, Hypervisor, hookimpl
-
-class Vm:
-    hypervisor = "{name}"
-    def map_memory(self, guest_address, size): ...
-    def create_vcpu(self, vcpu_id): ...
-    def supported_cpuid(self): ...
-    def close(self): ...
-    def __enter__(self): ...
-    def __exit__(self, *exc_info): ...
-
-class Fake(Hypervisor):
-    name = "{name}"
-    api_version = {api}
-    summary = "pretends"
-    rank = {rank}
-    def probe(self):
-        {probe}
-    def create_vm(self):
-        return Vm()
-
-@hookimpl
-def irqchip_hypervisor():
-    return Fake()
-"""
-
-BACKEND = """
-from irqchip_core.chip import IrqChipCap
-from irqchip_core.hookspecs import API_VERSION, Backend, Probe, hookimpl
-
-class Fake(Backend):
-    name = "{name}"
-    api_version = {api}
-    summary = "pretends"
-    hypervisors = {hypervisors}
-    rank = {rank}
-    def probe(self, vm):
-        {probe}
-    def create(self, vm, vcpu_count):
-        from tests.core.table_chip import TableChip
-        chip = TableChip()
-        chip.name = self.name
-        return chip
-
-@hookimpl
-def irqchip_backend():
-    return Fake()
-"""
-
-Install = Callable[..., None]
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Put distributions of one module each where Python looks for them."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-
-    def distribution(name: str, source: str, version: str = "1.0", module: str | None = None) -> None:
-        module = module or f"plugin_of_{name}_{tmp_path.name.replace('-', '_')}"
-        (tmp_path / f"{module}.py").write_text(source)
-        info = tmp_path / f"{name}-{version}.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        (info / "entry_points.txt").write_text(f"[irqchip]\n{name} = {module}\n")
-
-    return distribution
-
-
-def backend(
-    name: str,
-    *,
-    api: object = "API_VERSION",
-    hypervisors: object = None,
-    rank: object = 100,
-    probe: str = "return Probe(capabilities=frozenset({IrqChipCap.X2APIC}))",
-) -> str:
-    return BACKEND.format(name=name, api=api, hypervisors=hypervisors, rank=rank, probe=probe)
-
-
-def hypervisor(name: str, *, api: object = "API_VERSION", rank: int = 100, probe: str = "return None") -> str:
-    return HYPERVISOR.format(name=name, api=api, rank=rank, probe=probe)
-
-
-def any_vm() -> Any:
-    """What a backend that looks at nothing else takes for a VM."""
-    return SimpleNamespace(hypervisor="any")
-
-
-def ours(found: Plugins) -> dict[str, PluginRecord]:
-    """The records of this test's own distributions."""
-    return {record.name: record for record in found.records if record.module.startswith("plugin_of_")}
+from tests.plugins.fake_plugins import Install, any_vm, backend, hypervisor, ours
 
 
 def test_finds_what_is_installed(install: Install) -> None:
@@ -191,109 +88,6 @@ def test_a_name_offered_twice_is_refused_and_both_are_named(install: Install) ->
         create_irqchip("same", vm=vm, plugins=found)
 
 
-def test_choice_takes_the_first_that_fits(install: Install) -> None:
-    install("hyper", hypervisor("hyper"))
-    install("first", backend("first", rank=1, hypervisors="frozenset({'other'})"))
-    install("second", backend("second", rank=2, probe="return Probe('this kernel is too old; update it')"))
-    install("third", backend("third", rank=3, probe="raise ValueError('oops')"))
-    install("fourth", backend("fourth", rank=4, probe="return Probe()"))
-    install("fifth", backend("fifth", rank=5))
-    found = discover()
-    vm = create_vm("hyper", plugins=found)
-    reasons = {
-        judged.backend.name: judged.refusal for judged in candidates(vm, require=[IrqChipCap.X2APIC], plugins=found)
-    }
-    assert {name: reasons[name] for name in ("first", "second", "third", "fourth", "fifth")} == {
-        "first": "it needs a VM of hypervisor other, not of hyper",
-        "second": "this kernel is too old; update it",
-        "third": "its probe failed with ValueError: oops",
-        "fourth": "it cannot do x2apic on hyper",
-        "fifth": None,
-    }
-    assert create_irqchip(vm=vm, require={IrqChipCap.X2APIC}, plugins=found).name == "fifth"
-    assert create_irqchip(vm=vm, plugins=found).name == "fourth"
-    assert create_irqchip("fifth", vm=vm, plugins=found).name == "fifth"
-    with pytest.raises(NothingSuitable, match="first: it needs a VM of hypervisor other") as caught:
-        create_irqchip(vm=vm, require={IrqChipCap.TSC_DEADLINE_TIMER}, plugins=found)
-    assert len(caught.value.refusals) == len(found.backends)
-    with pytest.raises(NothingSuitable, match="backend second does not fit\n  second: this kernel is too old"):
-        create_irqchip("second", vm=vm, plugins=found)
-    with pytest.raises(InvalidArgument, match="vcpu_count: a VM has 1 vCPU or more, not 0"):
-        create_irqchip(vm=vm, vcpu_count=0, plugins=found)
-
-
-@pytest.mark.parametrize(
-    "answer", ["None", "'viable'", "Probe(refusal=5)", "Probe(capabilities=None)", "Probe(capabilities={'x2apic'})"]
-)
-def test_a_probe_that_answers_nonsense_is_a_refusal(install: Install, answer: str) -> None:
-    install("odd", backend("odd", rank=1, probe=f"return {answer}"))
-    install("good", backend("good", rank=2))
-    found = discover()
-    assert create_irqchip(vm=any_vm(), plugins=found, require={IrqChipCap.X2APIC}).name == "good"
-    with pytest.raises(NothingSuitable, match="odd: its probe failed with TypeError"):
-        create_irqchip("odd", vm=any_vm(), plugins=found)
-
-
-@pytest.mark.parametrize(("body", "problem"), [("return None", "it made None"), ("1 / 0", "failed with ZeroDivision")])
-def test_a_backend_that_makes_no_chip_is_named(install: Install, body: str, problem: str) -> None:
-    install("odd", backend("odd").replace("from tests.core.table_chip import TableChip", body))
-    with pytest.raises(PluginError, match=f"odd: .*{problem}"):
-        create_irqchip("odd", vm=any_vm(), plugins=discover())
-
-
-def test_a_hypervisor_that_makes_no_vm_is_named(install: Install) -> None:
-    install("odd", hypervisor("odd").replace("return Vm()", "return 5"))
-    with pytest.raises(PluginError, match="odd: it made 5, which is no Vm"):
-        create_vm("odd", plugins=discover())
-
-
-def test_requirements_are_capabilities(install: Install) -> None:
-    with pytest.raises(WrongType, match="'x2apic' is no capability; give members of IrqChipCap"):
-        create_irqchip(vm=any_vm(), require={"x2apic"}, plugins=discover())  # type: ignore[arg-type]
-
-
-def test_hypervisors_are_chosen_likewise(install: Install) -> None:
-    install("none", hypervisor("none", rank=-3, probe="return 'there is no processor'"))
-    install("raises", hypervisor("raises", rank=-2, probe="raise OSError('disk')"))
-    install("works", hypervisor("works", rank=-1))
-    found = discover()
-    assert create_vm(plugins=found).hypervisor == "works"
-    with pytest.raises(NothingSuitable, match="hypervisor none cannot be used here\n  none: there is no processor"):
-        create_vm("none", plugins=found)
-    del found.hypervisors["works"]
-    found.hypervisors.pop("kvm", None)
-    with pytest.raises(NothingSuitable, match="raises: its probe failed with OSError: disk"):
-        create_vm(plugins=found)
-
-
-def test_with_nothing_installed_the_error_says_what_to_install() -> None:
-    empty = discover(entry_points=[])
-    vm = any_vm()
-    with pytest.raises(NothingSuitable, match="no backend is installed; pip install irqchip-kvm-kernel"):
-        create_irqchip(vm=vm, plugins=empty)
-    with pytest.raises(NothingSuitable, match="pip install irqchip-kvm"):
-        create_vm(plugins=empty)
-
-
-def test_unknown_names_get_a_suggestion(install: Install) -> None:
-    install("good", backend("good_chip"))
-    install("bad", "raise OSError('disk')")
-    found = discover()
-    vm = any_vm()
-    for name, remedy in [
-        ("god_chip", "did you mean good_chip?"),
-        ("userspace", "pip install irqchip-userspace"),
-        ("usrspace", r"did you mean userspace\? \(pip install irqchip-userspace\)"),
-        ("zzz", "installed: .*good_chip"),
-        ("bad", r"backend bad is broken: OSError: disk; repair or reinstall bad 1\.0"),
-    ]:
-        if name.startswith("us") and "userspace" in found.backends:
-            continue
-        with pytest.raises(UnknownName, match=remedy) as caught:
-            create_irqchip(name, vm=vm, plugins=found)
-        assert caught.value.name == name
-
-
 OBSERVER = """
 from irqchip_core.hookspecs import hookimpl
 seen = []
@@ -359,19 +153,6 @@ def test_an_observer_that_raises_disturbs_no_one(caplog: pytest.LogCaptureFixtur
     assert "failed in chip_created" in caplog.text
 
 
-@pytest.fixture
-def use(install: Install, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Let the command see what this test has installed, and only that."""
-
-    def found() -> None:
-        entry_points = importlib.metadata.entry_points(group="irqchip")
-        only = discover(entry_points=[found for found in entry_points if found.value.startswith("plugin_of_")])
-        monkeypatch.setattr(cli, "installed", lambda: only)
-        monkeypatch.setattr(selection, "installed", lambda: only)
-
-    return found
-
-
 def test_list_shows_every_plugin_with_its_reason(
     install: Install, use: Callable[[], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -392,7 +173,7 @@ def test_list_shows_every_plugin_with_its_reason(
         "backend good good 1.0 1 on absent: no: there is no processor",
         "backend good good 1.0 1 on hyper: viable (x2apic)",
         "hypervisor hyper hyper 1.0 1 usable",
-        "backend picky picky 1.0 1 on missing: no: hypervisor missing is not installed",
+        "backend picky picky 1.0 1 on missing: no: no hypervisor is called 'missing'; installed: absent, hyper",
     ]
     assert cli.main(["list", "--json"]) == 0
     entries = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
@@ -463,14 +244,6 @@ def test_output_that_cannot_be_written_is_no_traceback() -> None:
     closed = run_command("list", preexec_fn=lambda: os.close(1))
     assert "Traceback" not in closed.stderr
     assert closed.returncode == 1
-
-
-def test_names_of_the_other_kind_are_told_apart(install: Install) -> None:
-    install("hyper", hypervisor("hyper"))
-    with pytest.raises(UnknownName, match="no backend is called 'hyper'; hyper is a hypervisor"):
-        create_irqchip("hyper", vm=any_vm(), plugins=discover())
-    with pytest.raises(UnknownName, match="no hypervisor is called ''"):
-        create_vm("", plugins=discover())
 
 
 def test_plugins_add_subcommands(install: Install, use: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> None:
