@@ -1,4 +1,4 @@
-"""The `irqchip` command: `list` and `probe` here, `select` in a room of its own, others from plugins.
+"""The `irqchip` command: `list` and `probe` here, `select` and `new-backend` beside, others from plugins.
 
 A user's mistake is one message on standard error and status 2; never a traceback.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 from irqchip_core.errors import IrqChipError
 from irqchip_core.hookspecs import Backend
+from irqchip_core.new_backend import add_new_backend
 from irqchip_core.plugins import PluginRecord, Plugins, installed
 from irqchip_core.select_command import add_select
 from irqchip_core.selection import find_backend, find_hypervisor, judge, vms
@@ -66,6 +67,7 @@ def _main(argv: Sequence[str] | None) -> int:
     command.set_defaults(run=_probe)
 
     add_select(subparsers)
+    add_new_backend(subparsers)
 
     for record in plugins.records:
         _add_subcommands(plugins, record, subparsers)

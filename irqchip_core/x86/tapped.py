@@ -10,6 +10,8 @@ Interrupts of the chip's own parts (timers, IPIs) and direct calls of `service_i
 from __future__ import annotations
 
 import contextlib
+import functools
+from collections.abc import Callable
 
 from attrs import evolve, field, frozen
 from typing_extensions import override
@@ -32,24 +34,29 @@ class DeviceInterrupt:
         gsi: The line it drives.
         source: Whose it is.
         is_level: Whether it is level-triggered: asserted until the guest ends it.
+        deliver: Gives it to the inner chip, as if the device had raised it now. From any thread, any number of
+            times; does nothing once the event is unregistered or the chip closed.
     """
 
     gsi: int
     source: IrqEventSource
     is_level: bool
-    _relay: _DeviceEvent = field(repr=False)
-    _index: IrqEventIndex | None = field(repr=False)
-    _chip: IrqChipX86_64 = field(repr=False)
+    deliver: Callable[[], None] = field(repr=False)
 
-    def deliver(self) -> None:
-        """Give it to the inner chip, as if the device had raised it now. From any thread, any number of times.
 
-        Does nothing once the event is unregistered or the chip closed.
-        """
-        with contextlib.suppress(Closed):
-            self._relay.trigger()
-            if self._index is not None:  # else the kernel has heard it
-                self._chip.service_irq_event(self._index)
+@frozen(eq=False)
+class _Tap:
+    """One registered event: the interrupt shown to `signalled`, and what the inner chip listens to instead.
+
+    Attributes:
+        interrupt: What is shown.
+        relay: Our event on the same GSI.
+        index: The inner chip's index of it; None if the kernel listens.
+    """
+
+    interrupt: DeviceInterrupt
+    relay: _DeviceEvent
+    index: IrqEventIndex | None
 
 
 class _Taps:
@@ -58,13 +65,19 @@ class _Taps:
     def __init__(self, chip: IrqChipX86_64) -> None:
         self.chip = chip  # a handle for as long as there is one of ours
         self.table = EventTable()
-        self.interrupts: dict[EventSlot, DeviceInterrupt] = {}
+        self.by_slot: dict[EventSlot, _Tap] = {}
+
+    def deliver(self, relay: _DeviceEvent, index: IrqEventIndex | None) -> None:
+        with contextlib.suppress(Closed):
+            relay.trigger()
+            if index is not None:  # else the kernel has heard it
+                self.chip.service_irq_event(index)
 
     def close(self) -> None:
         self.table.close()
-        for interrupt in list(self.interrupts.values()):
-            interrupt._relay.close()
-        self.interrupts.clear()
+        for tap in list(self.by_slot.values()):
+            tap.relay.close()
+        self.by_slot.clear()
         self.chip.close()
 
 
@@ -131,8 +144,9 @@ class TappedIrqChip(WrappedIrqChip):
                 raise
         slot = taps.table.slot(index)
         assert slot is not None
-        is_level = isinstance(event, IrqLevelEvent)
-        taps.interrupts[slot] = DeviceInterrupt(irq, source, is_level, relay, inner_index, taps.chip)
+        deliver = functools.partial(taps.deliver, relay, inner_index)
+        interrupt = DeviceInterrupt(irq, source, isinstance(event, IrqLevelEvent), deliver)
+        taps.by_slot[slot] = _Tap(interrupt, relay, inner_index)
         outer = IrqEventIndex(index << 1 | 1)
         self.observers.event_registered(self, irq, source, outer)
         return outer
@@ -161,19 +175,19 @@ class TappedIrqChip(WrappedIrqChip):
         slot = self._taps.table.remove(irq, event.get_trigger())
         if slot is None:
             return
-        interrupt = self._taps.interrupts.pop(slot)
+        tap = self._taps.by_slot.pop(slot)
         slot.close()
         with self._news.silenced():
-            self._disconnect(irq, interrupt._relay)
-        interrupt._relay.close()
+            self._disconnect(irq, tap.relay)
+        tap.relay.close()
         self.observers.event_unregistered(self, irq)
 
     @override
     def irq_event_tokens(self) -> list[IrqEventToken]:
-        relays = {interrupt._index for interrupt in list(self._taps.interrupts.values())}
+        relays = {tap.index for tap in list(self._taps.by_slot.values())}
         tokens = []
         for token in self.inner.irq_event_tokens():
-            if token.index in relays:  # `DeviceInterrupt.deliver` serves these
+            if token.index in relays:  # served when they are delivered
                 token.close()
             else:
                 tokens.append(evolve(token, index=self._outer_index(token.index)))
@@ -187,6 +201,6 @@ class TappedIrqChip(WrappedIrqChip):
             self.inner.service_irq_event(IrqEventIndex(index >> 1))
             return
         slot = self._taps.table.slot(index >> 1, subject=self.name)
-        interrupt = self._taps.interrupts.get(slot) if slot is not None else None
-        if slot is not None and interrupt is not None and slot.trigger.reset():
-            self.signalled(interrupt)
+        tap = self._taps.by_slot.get(slot) if slot is not None else None
+        if slot is not None and tap is not None and slot.trigger.reset():
+            self.signalled(tap.interrupt)
