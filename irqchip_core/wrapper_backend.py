@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from irqchip_core.errors import NothingSuitable, WrongType
+from irqchip_core.errors import NothingSuitable, PluginError, WrongType
 from irqchip_core.hookspecs import Backend, Probe
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class WrapperBackend(Backend):
     def _candidates(self, vm: Vm) -> list[Candidate]:
         from irqchip_core.selection import candidates, find_backend, judge
 
+        if self.wraps == self.name:
+            raise PluginError("it is to wrap itself", subject=self.name, argument="wraps", remedy="name another one")
         if self.wraps is not None:
             return [judge(find_backend(self.wraps), vm)]
         return [candidate for candidate in candidates(vm) if not candidate.backend.wrapper]

@@ -131,6 +131,26 @@ def test_observers_follow_the_life_of_a_chip(install: Install) -> None:
     ]
 
 
+def test_a_plugin_that_raises_when_told_disturbs_no_one(install: Install, caplog: pytest.LogCaptureFixture) -> None:
+    install("observer_a", OBSERVER)
+    install("observer_b", OBSERVER.replace("    seen.append(", "    1 / 0, ("))
+    install("observer_c", OBSERVER)
+    install("good", backend("good"))
+    found = discover()
+    with create_irqchip("good", vm=any_vm(), plugins=found) as chip:
+        chip.set_irq_routes([IrqRoute.ioapic(4)])
+    plugins: list[tuple[str, Any]] = found.manager.list_name_plugin()
+    told = {name: plugin.seen for name, plugin in plugins if "observer" in name}
+    expected = [("created", "good"), ("routes", 1)]
+    assert told == {
+        "observer_a:observer_a": expected,
+        "observer_b:observer_b": [],
+        "observer_c:observer_c": expected,
+    }
+    assert "plugin observer_b:observer_b failed in irqchip_created" in caplog.text
+    assert "plugin observer_b:observer_b failed in irqchip_routes_changed" in caplog.text
+
+
 def test_an_observer_that_raises_disturbs_no_one(caplog: pytest.LogCaptureFixture) -> None:
     from irqchip_core.observers import ChipObserver
 
