@@ -137,9 +137,9 @@ def test_lapic_accept_acknowledge_eoi(lapic: Lapic, benchmark: BenchmarkFixture)
     assert benchmark(serve) == VECTOR
 
 
-@pytest.mark.benchmark(group="accept + acknowledge + EOI")
-def test_lapic_and_ioapic_level(ioapic: Ioapic, lapic: Lapic, benchmark: BenchmarkFixture) -> None:
-    """A level interrupt, whose EOI goes on to the IOAPIC; the line stays up, so it comes again."""
+@pytest.mark.benchmark(group="line to vector")
+def test_ioapic_level_line_to_vector(ioapic: Ioapic, lapic: Lapic, benchmark: BenchmarkFixture) -> None:
+    """A level: up, taken, and ended, which goes on to the IOAPIC, once the line is down."""
     message = Message(VECTOR + 20, trigger_mode=LEVEL)
     assert ioapic.set_line(20, 1).message == message
 

@@ -43,6 +43,17 @@ class VcpuX86_64(Vcpu, Protocol):  # noqa: N801
         """Execute guest code until something is for user space to do."""
         ...
 
+    def complete_io(self) -> Exit:
+        """Finish the access of the last exit, and execute no further instruction: then state may be read.
+
+        Registers that are read without it may show the access as not done yet, and a guest that goes on from
+        them elsewhere repeats it.
+
+        Returns:
+            `InterruptedExit` when the access is complete; otherwise the exit of its next part.
+        """
+        ...
+
     def ready_for_interrupt(self) -> bool:
         """Whether an external interrupt can be injected now."""
         ...

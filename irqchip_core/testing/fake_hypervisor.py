@@ -52,6 +52,9 @@ class FakeVcpu:
         self._kicked.clear()
         return InterruptedExit()
 
+    def complete_io(self) -> Exit:
+        return InterruptedExit()
+
     def kick(self) -> None:
         self.kicks += 1
         self._kicked.set()

@@ -57,7 +57,7 @@ class Board:
         name: Of the chip, for error messages.
         clock: Where the PIT and the IOAPIC have their time from.
         pins: Number of inputs of the IOAPIC, 24 to 240.
-        deliver: Takes each message of the IOAPIC and of MSI routes.
+        deliver: Takes each message of the IOAPIC and of MSI routes; says whether a local APIC accepted it.
         interrupt_line_changed: Told the level of the PICs' INT output when it changes.
         deadline_changed: Told when `expire` wants to be called, if that is new.
 
@@ -74,7 +74,7 @@ class Board:
         clock: Clock,
         pins: int,
         *,
-        deliver: Callable[[Message], None],
+        deliver: Callable[[Message], bool],
         interrupt_line_changed: Callable[[bool], None],
         deadline_changed: Callable[[int], None],
     ) -> None:
@@ -212,8 +212,8 @@ class Board:
                 continue
             if source.chip is IrqSourceChip.IOAPIC:
                 message = self.ioapic.set_line(source.pin, high).message
-                if message is not None:
-                    self._deliver(message)
+                if message is not None and not self._deliver(message):
+                    self.ioapic.refused(message)
             else:
                 self.pic.set_line(_PIC_LINES[source.chip] + source.pin, high)
                 self.update_interrupt_line()
@@ -238,7 +238,8 @@ class Board:
         with self.lock:
             for effect in effects:
                 if isinstance(effect, Message):
-                    self._deliver(effect)
+                    if not self._deliver(effect):
+                        self.ioapic.refused(effect)
                 elif isinstance(effect, Resample):
                     self._resample_source(PinSource(IrqSourceChip.IOAPIC, effect.pin))
         if self.ioapic.wake_at is not None:
@@ -271,11 +272,11 @@ class Board:
     def set_routes(self, routes: RoutingTable) -> None:
         """Replace all routes. A line that is high lets go of its old pins and asserts the new ones."""
         with self.ioapic_lock, self.lock:
-            high = [(gsi, self.routes[gsi]) for gsi in self._asserted]
-            for _, sources in high:
-                self._drive(sources, False)
+            moved = [gsi for gsi in self._asserted if self.routes[gsi] != routes[gsi]]
+            for gsi in moved:
+                self._drive(self.routes[gsi], False)
             self.routes = routes
-            for gsi, _ in high:
+            for gsi in moved:
                 if routes[gsi]:
                     self._drive(routes[gsi], True)
                 else:

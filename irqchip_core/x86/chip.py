@@ -129,11 +129,11 @@ class IrqChipX86_64(IrqChip):  # noqa: N801
         self.check_chip_specific(snapshot.chip_specific, vcpu_count)
         for vcpu_id in range(vcpu_count):
             self.get_lapic_state(vcpu_id)  # raises if the vCPU is missing
+        self.restore_chip_specific(snapshot.chip_specific)  # the routes first: they say whose line a pin's level is
         self.set_pit(snapshot.pit)
         self.set_pic_state(PicSelect.PRIMARY, snapshot.pic_primary)
         self.set_pic_state(PicSelect.SECONDARY, snapshot.pic_secondary)
         self.set_ioapic_state(snapshot.ioapic)
-        self.restore_chip_specific(snapshot.chip_specific)
         for vcpu_id, lapic in enumerate(snapshot.lapics):
             self.set_lapic_state(vcpu_id, lapic)
         for vcpu_id, mp_state in enumerate(snapshot.mp_states):

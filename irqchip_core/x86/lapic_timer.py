@@ -33,13 +33,14 @@ class LapicTimer:
     """
 
     __slots__ = (
-        "_origin", "_tick", "divide", "hz", "initial_count", "mode", "running", "tsc_deadline", "tsc_hz",
-        "wake_at",
+        "_longest_sleep", "_origin", "_tick", "divide", "hz", "initial_count", "mode", "running", "tsc_deadline",
+        "tsc_hz", "wake_at",
     )  # fmt: skip
 
     def __init__(self, hz: int, tsc_hz: int) -> None:
         self.hz = hz
         self.tsc_hz = tsc_hz
+        self._longest_sleep = LONGEST_SLEEP * tsc_hz // NANOSECONDS  # in time-stamp counts
         self.reset()
 
     def reset(self) -> None:
@@ -117,11 +118,15 @@ class LapicTimer:
             self._schedule_deadline(now, tsc)
 
     def _schedule_deadline(self, now: int, tsc: int) -> None:
-        if not self.tsc_deadline:
+        deadline = self.tsc_deadline
+        if not deadline:
             self.wake_at = None
-            return
-        wait = -(-max(0, self.tsc_deadline - tsc) * NANOSECONDS // self.tsc_hz)
-        self.wake_at = now + min(wait, LONGEST_SLEEP)
+        elif deadline - tsc >= self._longest_sleep:
+            self.wake_at = now + LONGEST_SLEEP
+        elif deadline <= tsc:
+            self.wake_at = now
+        else:
+            self.wake_at = now - (tsc - deadline) * NANOSECONDS // self.tsc_hz  # rounded up
 
     # Expiry
 

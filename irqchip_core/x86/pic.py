@@ -172,7 +172,7 @@ class Pic:
         ignored: Number of accesses that were ignored.
     """
 
-    __slots__ = ("_cascade", "_chips", "_primary", "_secondary", "ended", "ignored", "interrupt_requested")
+    __slots__ = ("_cascade", "_chips", "_line", "_primary", "_secondary", "ended", "ignored", "interrupt_requested")
 
     def __init__(self) -> None:
         self.ended = 0
@@ -208,7 +208,8 @@ class Pic:
         self._chips = (self._primary, self._secondary)
         # The level of the wire between the two. It is what the secondary's INT is, so no record holds it.
         self._cascade = self._secondary.deliverable() >= 0
-        self.interrupt_requested = self._primary.deliverable() >= 0
+        self._line = self._primary.deliverable()  # the primary's line that INT stands for, or -1
+        self.interrupt_requested = self._line >= 0
 
     def state(self, select: PicSelect) -> PicState:
         """State of one 8259A. Both are all there is to save, once `ended` is taken."""
@@ -239,14 +240,18 @@ class Pic:
         With nothing requested it is that of line 7 (of line 15 if only the secondary has nothing), and no line
         comes into service ("Interrupt Sequence").
         """
-        primary, secondary = self._primary, self._secondary
-        line = primary.deliverable()
+        primary, line = self._primary, self._line
         if line < 0:
             return primary.irq_base + SPURIOUS
         self._serve(primary, line)
         if line != CASCADE or primary.single_mode:
-            self._update()
+            if primary.auto_eoi or line == CASCADE:
+                self._update()
+            else:  # it was the best, and in service it holds back itself and all others
+                self._line = -1
+                self.interrupt_requested = False
             return primary.irq_base + line
+        secondary = self._secondary
         line = secondary.deliverable()
         if line < 0:
             line = SPURIOUS
@@ -278,7 +283,8 @@ class Pic:
         if cascade != self._cascade:
             self._cascade = cascade
             self._primary.drive(_CASCADE_BIT, cascade)
-        self.interrupt_requested = self._primary.deliverable() >= 0
+        self._line = line = self._primary.deliverable()
+        self.interrupt_requested = line >= 0
 
     # Registers
 

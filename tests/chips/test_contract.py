@@ -6,16 +6,19 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from irqchip_core.chip import MPState
-from irqchip_core.errors import Closed, InvalidArgument, InvalidRoute
+from irqchip_core.errors import Closed, InvalidArgument, InvalidRoute, UnknownVcpu, WrongType
 from irqchip_core.events import IrqEdgeEvent, IrqEventSource, IrqLevelEvent, PlatformDeviceId
+from irqchip_core.exits import InterruptedExit
 from irqchip_core.routes import IrqRoute, IrqSourceChip, PinSource, default_routes
 from irqchip_core.selection import create_irqchip, create_vm
 from irqchip_core.vcpu import Vm
 from irqchip_core.x86.chip import IrqChipX86_64
+from irqchip_core.x86.state import LapicState
 from tests.chips.taker import HIGH_MARKER, MARKER_ROUTES, Eoi, Taker, ioapic_entry, program_ioapic, program_pics
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -30,6 +33,75 @@ def test_the_guest_is_what_its_source_says(tmp_path: Path) -> None:
     subprocess.run(["as", "-o", object_file, here / "taker.S"], check=True)
     subprocess.run(["ld", "-Ttext", "0x1000", "--oformat", "binary", "-o", binary, object_file], check=True)
     assert binary.read_bytes() == (here / "taker.bin").read_bytes()
+
+
+# What is of another type altogether
+
+NOT_A_NUMBER: list[Any] = ["4", None, 4.0, True]
+
+
+@pytest.mark.parametrize("number", NOT_A_NUMBER)
+def test_what_is_no_number_is_refused(vm: Vm, chip: IrqChipX86_64, number: Any) -> None:
+    vcpu = vm.create_vcpu(1)
+    with IrqEdgeEvent() as edge, IrqLevelEvent() as level:
+        calls: list[tuple[str, Callable[[], object]]] = [
+            ("irq", lambda: chip.register_edge_irq_event(number, edge, SOURCE)),
+            ("irq", lambda: chip.unregister_edge_irq_event(number, edge)),
+            ("irq", lambda: chip.register_level_irq_event(number, level, SOURCE)),
+            ("irq", lambda: chip.unregister_level_irq_event(number, level)),
+            ("irq", lambda: chip.service_irq(number, True)),
+            ("index", lambda: chip.service_irq_event(number)),
+            ("vector", lambda: chip.broadcast_eoi(number)),
+            ("vcpu_id", lambda: chip.add_vcpu(number, vcpu)),
+            ("vcpu_id", lambda: chip.get_mp_state(number)),
+            ("vcpu_id", lambda: chip.get_lapic_state(number)),
+        ]
+        for argument, call in calls:
+            with pytest.raises(WrongType, match=f"{argument}: .* give it as int"):
+                call()
+
+
+def test_what_is_of_another_kind_is_refused(chip: IrqChipX86_64) -> None:
+    anything: Any = chip
+    with IrqEdgeEvent() as edge, IrqLevelEvent() as level:
+        calls: list[tuple[str, str, Callable[[], object]]] = [
+            ("event", "IrqEdgeEvent", lambda: anything.register_edge_irq_event(10, level, SOURCE)),
+            ("event", "IrqLevelEvent", lambda: anything.register_level_irq_event(10, edge, SOURCE)),
+            ("event", "IrqEdgeEvent", lambda: anything.unregister_edge_irq_event(10, level)),
+            ("event", "IrqLevelEvent", lambda: anything.unregister_level_irq_event(10, edge)),
+            ("event", "IrqEdgeEvent", lambda: anything.register_edge_irq_event(10, edge.get_trigger(), SOURCE)),
+            ("route", "IrqRoute", lambda: anything.route_irq(None)),
+            ("route", "IrqRoute", lambda: anything.set_irq_routes([None])),
+            ("routes", "Iterable", lambda: anything.set_irq_routes(None)),
+            ("capability", "IrqChipCap", lambda: anything.check_capability("x2apic")),
+        ]
+        for argument, kind, call in calls:
+            with pytest.raises(WrongType, match=f"{argument}: .* give it as {kind}"):
+                call()
+        chip.register_edge_irq_event(10, edge, SOURCE)  # both triggers are free still
+        chip.register_level_irq_event(10, level, SOURCE)
+
+
+def test_a_vcpu_is_added_as_its_own_number(vm: Vm, chip: IrqChipX86_64) -> None:
+    vcpu = vm.create_vcpu(0)
+    with pytest.raises(InvalidArgument, match="vcpu: it is vCPU 0, not 1; add it as its own number"):
+        chip.add_vcpu(1, vcpu)
+    for vcpu_id in (-1, 2, 1 << 40):
+        with pytest.raises(UnknownVcpu, match="beyond the 2 the chip was made for"):
+            chip.add_vcpu(vcpu_id, vcpu)
+
+
+@pytest.mark.parametrize("vcpu_id", [-1, 0, 2, 1 << 40])
+def test_mp_and_lapic_state_of_a_missing_vcpu(chip: IrqChipX86_64, vcpu_id: int) -> None:
+    for call in (
+        lambda: chip.get_mp_state(vcpu_id),
+        lambda: chip.set_mp_state(vcpu_id, MPState.RUNNABLE),
+        lambda: chip.get_lapic_state(vcpu_id),
+        lambda: chip.set_lapic_state(vcpu_id, LapicState()),
+    ):
+        with pytest.raises(UnknownVcpu, match=f"there is no vCPU {vcpu_id}; give it to add_vcpu first") as caught:
+            call()
+        assert caught.value.errno == 2  # ENOENT
 
 
 # Edge events
@@ -104,7 +176,7 @@ def test_a_gsi_that_is_no_u32_is_refused(chip: IrqChipX86_64, gsi: int) -> None:
             lambda: chip.service_irq(gsi, True),
         ]
         for call in calls:
-            with pytest.raises(InvalidArgument, match=r"irq: GSI .* is out of range"):
+            with pytest.raises(InvalidArgument, match=r"irq: .* is not from 0 to 4294967295"):
                 call()
 
 
@@ -349,6 +421,7 @@ def test_a_new_snapshot_of_a_chip_is_taken_by_another(
     chip.service_irq(5, True)  # pending in the PIC
     chip.service_irq(6, True)  # pending in the local APIC
     chip.service_irq(6, False)
+    assert taker.vcpu.complete_io() == InterruptedExit()  # else the other VM repeats the OUT that said READY
     snapshot = chip.snapshot(2)
     with create_vm(names[1]) as vm, create_irqchip(names[0], vm=vm, vcpu_count=2) as other_chip:
         assert isinstance(other_chip, IrqChipX86_64)

@@ -6,7 +6,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from tests.fuzz.run import Deadline, Phase
+from tests.fuzz.run import Deadline
 
 STEPS = 5_000
 """Of one fuzzer, before the next is made."""
@@ -25,10 +25,10 @@ class Fuzzer(ABC):
         """Assert what must hold."""
 
 
-def phase_of(make: Callable[[random.Random], Fuzzer]) -> Phase:
+def play_of(make: Callable[[random.Random], Fuzzer]) -> Callable[[random.Random, Deadline], int]:
     """Fuzzers one after another."""
 
-    def phase(rng: random.Random, expired: Deadline) -> int:
+    def play(rng: random.Random, expired: Deadline) -> int:
         accesses = 0
         while not expired():
             fuzzer = make(rng)
@@ -39,7 +39,7 @@ def phase_of(make: Callable[[random.Random], Fuzzer]) -> Phase:
             accesses += STEPS
         return accesses
 
-    return phase
+    return play
 
 
 def any_value(rng: random.Random, bits: int) -> int:

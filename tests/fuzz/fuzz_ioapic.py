@@ -1,6 +1,6 @@
-"""Random accesses, lines, ends and times for the IOAPIC: none raises, and what must hold always holds.
+"""Random accesses, lines, ends and times for the IOAPIC, alone and beside its oracles.
 
-``python -m tests.fuzz.fuzz_ioapic --seconds 60 [--seed N]``
+Alone: none raises, and what must hold always holds.
 """
 
 from __future__ import annotations
@@ -20,8 +20,14 @@ from irqchip_core.x86.ioapic import (
     Ioapic,
 )
 from irqchip_core.x86.msi import Message
-from tests.fuzz.apic_fuzzer import Fuzzer, any_value, phase_of
-from tests.fuzz.run import Phase, main
+from tests.fuzz.apic_fuzzer import Fuzzer, any_value, play_of
+from tests.fuzz.beside import beside
+from tests.fuzz.run import Deadline, Phase
+from tests.oracles.kvm import KvmMachine
+from tests.oracles.qemu import Qemu
+from tests.x86.apic_board import KvmBoard
+from tests.x86.apic_model import CPUS, IoapicMachine
+from tests.x86.test_ioapic_qemu import QemuIoapic, QemuIoapicMachine
 
 OFFSETS = (0x00, 0x10, 0x10, 0x10, 0x40, 0x04, 0x20, 0xFFF)
 
@@ -77,7 +83,20 @@ class IoapicFuzzer(Fuzzer):
         assert again == state
 
 
-PHASES: tuple[tuple[str, Phase], ...] = (("random", phase_of(IoapicFuzzer)),)
+def beside_qemu(rng: random.Random, expired: Deadline) -> int:
+    with Qemu() as machine:
+        kind = type("Beside", (QemuIoapicMachine,), {"theirs": QemuIoapic(machine)})
+        return beside(kind, machine, rng, expired)
 
-if __name__ == "__main__":
-    main("Random accesses to the IOAPIC.", PHASES)
+
+def beside_kvm(rng: random.Random, expired: Deadline) -> int:
+    with KvmMachine(CPUS) as machine:
+        kind = type("Beside", (IoapicMachine,), {"theirs": KvmBoard(machine)})
+        return beside(kind, machine, rng, expired)
+
+
+PHASES = (
+    Phase("ioapic", "alone", play_of(IoapicFuzzer), share=0.5),
+    Phase("ioapic", "beside QEMU", beside_qemu, share=4, needs="qemu"),
+    Phase("ioapic", "beside KVM", beside_kvm, share=4, needs="kvm"),
+)

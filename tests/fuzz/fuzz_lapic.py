@@ -1,6 +1,6 @@
-"""Random accesses, messages, pins and times for local APICs: none raises, and what must hold always holds.
+"""Random accesses, messages, pins and times for local APICs, alone and beside KVM's.
 
-``python -m tests.fuzz.fuzz_lapic --seconds 60 [--seed N]``
+Alone: none raises, and what must hold always holds.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ from irqchip_core.x86.effects import ApicBaseChanged, Effects, EoiBroadcast, Wak
 from irqchip_core.x86.lapic import Lapic
 from irqchip_core.x86.lapic_core import COALESCED, DELIVERED, IGNORED, NO_VECTOR
 from irqchip_core.x86.msi import Message, decode_msi
-from tests.fuzz.apic_fuzzer import Fuzzer, any_value, phase_of
-from tests.fuzz.run import Phase, main
+from tests.fuzz.apic_fuzzer import Fuzzer, any_value, play_of
+from tests.fuzz.beside import beside
+from tests.fuzz.run import Deadline, Phase
+from tests.oracles.kvm import KvmMachine
+from tests.x86.apic_board import KvmBoard
+from tests.x86.apic_model import CPUS, LapicMachine
 
 MSRS = (reg.IA32_APIC_BASE, reg.IA32_TSC_DEADLINE, *range(0x800, 0x840), 0x8FF, 0x7FF, 0x900)
 BASES = (0xFEE00000, 0xFEE00800, 0xFEE00C00, 0xFEE00C00, 0xFED00900, 0xFEE00400)
@@ -106,7 +110,13 @@ class LapicFuzzer(Fuzzer):
         assert sent >= sum(lapic.ended for lapic in self.lapics)
 
 
-PHASES: tuple[tuple[str, Phase], ...] = (("random", phase_of(LapicFuzzer)),)
+def beside_kvm(rng: random.Random, expired: Deadline) -> int:
+    with KvmMachine(CPUS) as machine:
+        kind = type("Beside", (LapicMachine,), {"theirs": KvmBoard(machine)})
+        return beside(kind, machine, rng, expired)
 
-if __name__ == "__main__":
-    main("Random accesses to local APICs.", PHASES)
+
+PHASES = (
+    Phase("lapic", "alone", play_of(LapicFuzzer), share=0.5),
+    Phase("lapic", "beside KVM", beside_kvm, share=8, needs="kvm"),
+)

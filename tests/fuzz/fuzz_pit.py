@@ -1,4 +1,4 @@
-"""``python -m tests.fuzz.fuzz_pit --seconds N``: random accesses to the 8254, alone and beside single CLK pulses."""
+"""Random accesses to the 8254, alone, beside single CLK pulses and beside its oracles."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import random
 
 from irqchip_core.x86.pit import Pit
 from irqchip_core.x86.pit_counter import Counter
-from tests.fuzz.run import Deadline, Phase, main
+from tests.fuzz.beside import beside
+from tests.fuzz.run import Deadline, Phase
+from tests.oracles.kvm import KvmMachine
+from tests.oracles.qemu import Qemu
+from tests.x86.pit_model import LOADED, PitMachine, Window
 from tests.x86.pit_reference import ReferenceCounter
+from tests.x86.test_pit_oracles import KvmPit, QemuPit
 
 PORTS = (0x40, 0x41, 0x42, 0x43) * 5 + (0x61, 0x61, 0x44, 0, -1)
 SIZES = (1,) * 14 + (0, 2)
@@ -72,7 +77,48 @@ def beside_single_pulses(rng: random.Random, expired: Deadline) -> int:
     return accesses
 
 
-PHASES: tuple[tuple[str, Phase], ...] = (("alone", alone), ("beside single pulses", beside_single_pulses))
+class RunningQemuPit(QemuPit):
+    """QEMU's 8254 while its time goes on, which is faster than to stop and start it."""
 
-if __name__ == "__main__":
-    main("Random accesses to the 8254.", PHASES)
+    stopped = False
+
+    def read(self, port: int) -> tuple[int, Window]:
+        return self._qemu.timed(f"inb {port:#x}")
+
+    def write(self, port: int, value: int) -> Window:
+        return self._qemu.timed(f"outb {port:#x} {value:#x}")[1]
+
+    def let_pass(self, ns: int) -> None:
+        if ns <= LOADED:
+            return  # until the next command is there more time will have passed
+        until = self._qemu.clock() + ns
+        while self._qemu.clock() < until:
+            pass
+
+
+def beside_qemu(rng: random.Random, expired: Deadline) -> int:
+    with Qemu() as machine:
+        kind = type("Beside", (PitMachine,), {"oracle": QemuPit(machine)})
+        return beside(kind, machine, rng, expired)
+
+
+def beside_running_qemu(rng: random.Random, expired: Deadline) -> int:
+    with Qemu() as machine:
+        kind = type("Beside", (PitMachine,), {"oracle": RunningQemuPit(machine)})
+        machine.qmp("cont")
+        return beside(kind, machine, rng, expired, let_pass=0.1)
+
+
+def beside_kvm(rng: random.Random, expired: Deadline) -> int:
+    with KvmMachine() as machine:
+        kind = type("Beside", (PitMachine,), {"oracle": KvmPit(machine)})
+        return beside(kind, machine, rng, expired, let_pass=0.1)
+
+
+PHASES = (
+    Phase("pit", "alone", alone, share=0.5),
+    Phase("pit", "beside single pulses", beside_single_pulses, share=0.5),
+    Phase("pit", "beside QEMU", beside_qemu, share=1, needs="qemu"),
+    Phase("pit", "beside QEMU", beside_running_qemu, share=4, needs="qemu"),
+    Phase("pit", "beside KVM", beside_kvm, share=4, needs="kvm"),
+)

@@ -13,18 +13,13 @@ from irqchip_core.chip import MPState
 from irqchip_core.errors import InvalidArgument, InvalidRoute, UnknownVcpu, WrongType
 from irqchip_core.exits import InterruptedExit
 from irqchip_core.routes import IrqRoute
+from irqchip_core.selection import create_vm
 from irqchip_core.x86.state import ChipSnapshot, PicInitState, PicSelect, PicState, PitRwMode
 from irqchip_kvm import KvmVm
 from irqchip_kvm_kernel.chip import KernelChipState, KvmKernelIrqChip
-from tests.kvm_kernel.taker import Eoi, Taker, ioapic_entry, open_vm, program_ioapic, program_pics
+from tests.chips.taker import Eoi, Taker, ioapic_entry, program_ioapic, program_pics
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_leaks")]
-
-
-@pytest.fixture
-def vm() -> Iterator[KvmVm]:
-    with open_vm() as vm:
-        yield vm
 
 
 @pytest.fixture
@@ -97,9 +92,9 @@ def test_what_the_vmm_must_know(chip: KvmKernelIrqChip) -> None:
 
 def test_a_guest_moves_to_another_vm_with_its_interrupts() -> None:
     with ExitStack() as stack:
-        vm = stack.enter_context(open_vm())
+        vm = stack.enter_context(create_vm("kvm"))
         chip = stack.enter_context(KvmKernelIrqChip(vm, 1))
-        taker = Taker(vm, chip)
+        taker = stack.enter_context(Taker(vm, chip))
         program_pics(chip, primary_mask=0xFF & ~(1 << 5))
         program_ioapic(chip, {6: ioapic_entry(0x46)})
         taker.start()
@@ -112,9 +107,9 @@ def test_a_guest_moves_to_another_vm_with_its_interrupts() -> None:
         assert isinstance(snapshot.chip_specific, KernelChipState)
         assert snapshot.mp_states == [MPState.HALTED] or snapshot.mp_states == [MPState.RUNNABLE]
 
-        other_vm = stack.enter_context(open_vm())
+        other_vm = stack.enter_context(create_vm("kvm"))
         other_chip = stack.enter_context(KvmKernelIrqChip(other_vm, 1))
-        other = Taker(other_vm, other_chip)
+        other = stack.enter_context(Taker(other_vm, other_chip))
         other.vcpu.set_sregs(taker.vcpu.get_sregs())
         other.vcpu.set_regs(taker.vcpu.get_regs())
         other_chip.restore(snapshot, 1)
@@ -144,7 +139,7 @@ def test_a_snapshot_of_another_size_is_refused_before_anything_changes(chip: Kvm
 
 def two_vcpu_snapshot() -> ChipSnapshot:
     """Of a chip whose PIC, IOAPIC and PIT are not as they are after reset."""
-    with open_vm() as vm, KvmKernelIrqChip(vm, 2) as chip:
+    with create_vm("kvm") as vm, KvmKernelIrqChip(vm, 2) as chip:
         for vcpu_id in (0, 1):
             chip.add_vcpu(vcpu_id, vm.create_vcpu(vcpu_id))
         program_pics(chip, primary_mask=0x5A)

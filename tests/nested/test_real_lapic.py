@@ -7,26 +7,25 @@ from contextlib import ExitStack
 
 import pytest
 
+from irqchip_core.selection import create_vm
 from irqchip_core.x86.state import LapicState
+from irqchip_kvm import KvmVm
 from irqchip_kvm_kernel.chip import KvmKernelIrqChip
-from tests.kvm_kernel.taker import Eoi, Taker, ioapic_entry, open_vm, program_ioapic, program_pics
+from tests.chips.taker import HIGH_MARKER, Eoi, Taker, ioapic_entry, program_ioapic, program_pics
 
 pytestmark = pytest.mark.kvm
 
 ISR, IRR = 0x10, 0x20
 """First registers, each 16 bytes from the next (Intel SDM vol. 3, table 12-1)."""
 REMOTE_IRR = 1 << 14
-HIGH = 0xE1
-"""A vector of a higher priority class than those under test."""
 
 
 @pytest.fixture
 def taker(no_leaks: None) -> Iterator[Taker]:
     with ExitStack() as stack:
-        vm = stack.enter_context(open_vm())
+        vm = stack.enter_context(create_vm("kvm"))
         chip = stack.enter_context(KvmKernelIrqChip(vm, 1))
-        taker = Taker(vm, chip)
-        stack.enter_context(taker.vcpu)
+        taker = stack.enter_context(Taker(vm, chip))
         program_pics(chip, primary_mask=0xFF)
         program_ioapic(chip, {})
         taker.start()
@@ -41,6 +40,7 @@ def vectors(state: LapicState, first: int) -> list[int]:
 
 
 def send(taker: Taker, vector: int) -> None:
+    assert isinstance(taker.vm, KvmVm)
     assert taker.vm.signal_msi(0xFEE00000, vector)
 
 
@@ -48,10 +48,10 @@ def test_an_interrupt_is_in_service_from_delivery_to_eoi(taker: Taker) -> None:
     send(taker, 0x51)
     send(taker, 0x41)
     assert taker.take(Eoi.LAPIC) == 0x51  # its handler runs; the EOI comes next
-    state = taker.vcpu.get_lapic_state()
+    state = taker.chip.get_lapic_state(0)
     assert (vectors(state, ISR), vectors(state, IRR)) == ([0x51], [0x41])
     assert taker.take(Eoi.LAPIC) == 0x41
-    state = taker.vcpu.get_lapic_state()
+    state = taker.chip.get_lapic_state(0)
     assert (vectors(state, ISR), vectors(state, IRR)) == ([0x41], [])
 
 
@@ -61,15 +61,14 @@ def test_an_interrupt_in_service_blocks_its_class_and_lower_ones_only(taker: Tak
     send(taker, 0x41)
     send(taker, 0x5F)
     send(taker, 0x61)
-    assert taker.take_until_marker(Eoi.LAPIC, marker=HIGH) == []  # it, and then 0x61, end themselves only
+    assert taker.take_until_marker(Eoi.LAPIC, marker=HIGH_MARKER) == []  # it, and then 0x61, end themselves only
     assert taker.take(Eoi.LAPIC) == 0x61
-    assert taker.take_until_marker(Eoi.LAPIC, marker=HIGH) == []
-    state = taker.vcpu.get_lapic_state()
-    assert (vectors(state, ISR), vectors(state, IRR)) == ([0x51, HIGH], [0x41, 0x5F])
+    assert taker.take_until_marker(Eoi.LAPIC, marker=HIGH_MARKER) == []
+    state = taker.chip.get_lapic_state(0)
+    assert (vectors(state, ISR), vectors(state, IRR)) == ([0x51, HIGH_MARKER], [0x41, 0x5F])
 
 
 def test_remote_irr_is_set_from_delivery_to_eoi(taker: Taker) -> None:
-    assert isinstance(taker.chip, KvmKernelIrqChip)
     program_ioapic(taker.chip, {10: ioapic_entry(0x4A, level=True)})
     taker.chip.service_irq(10, True)
     assert taker.take(Eoi.LAPIC) == 0x4A

@@ -28,7 +28,8 @@ _SIZE = {1: 0, 2: 1, 4: 2, 8: 3}
 _COMMAND = struct.Struct("<6Q")
 _NO_VECTOR = 0xFFFF
 
-_ISR, _IRR = 0x10, 0x20  # indices in LapicState.regs
+_SPIV, _ISR, _IRR = 0x0F, 0x10, 0x20  # indices in LapicState.regs
+_SPIV_SOFTWARE_ENABLE = 1 << 8
 _MASKED = 1 << 16  # in a redirection entry
 
 _X2APIC, _TSC_DEADLINE = 1 << 21, 1 << 24  # CPUID leaf 1, ECX
@@ -40,9 +41,13 @@ class KvmMachine:
     Args:
         vcpus: How many; APIC ids from 0.
         pit: Whether there is a PIT, too.
+
+    Attributes:
+        accesses: How many there were: to registers and lines, messages sent, and interrupts taken.
     """
 
     def __init__(self, vcpus: int = 1, *, pit: bool = False) -> None:
+        self.accesses = 0
         self._asserted: set[int] = set()
         with Kvm() as kvm:
             self.vm = kvm.create_vm()
@@ -121,6 +126,7 @@ class KvmMachine:
         assert exit_.port == _DONE_PORT, exit_
 
     def _do(self, number: int, operation: int, address: int = 0, value: int = 0) -> tuple[int, bool, int]:
+        self.accesses += 1
         mailbox = _MAILBOX + _PAGE * number
         self._put(mailbox, _COMMAND.pack(operation, address, value, 0, 0, _NO_VECTOR))
         self._run(self.vcpus[number])
@@ -181,10 +187,16 @@ class KvmMachine:
         Where KVM runs on PVM (kvm_pvm, Linux 6.18) an interrupt is also ended as it is taken, and a level
         that is still asserted fires again. Other KVMs do not get here.
         """
+        if self.vm.get_ioapic_state().redirect_table != ioapic.redirect_table:
+            # Of disabled APICs, so that what none of them had accepted is refused again.
+            for each, state in zip(self.vcpus, lapics, strict=True):
+                each.set_lapic_state(_software_disabled(state))
+            self._put_back(ioapic)
         for each, state in zip(self.vcpus, lapics, strict=True):
             each.set_lapic_state(state)
-        if self.vm.get_ioapic_state().redirect_table == ioapic.redirect_table:
-            return
+
+    def _put_back(self, ioapic: IoapicState) -> None:
+        accesses = self.accesses
         # Setting the IOAPIC's state forgets asserted lines, or fires them: so let it see them while masked.
         masked = [entry | _MASKED for entry in ioapic.redirect_table]
         levels = sum(1 << line for line in self._asserted)
@@ -194,16 +206,23 @@ class KvmMachine:
                 self.write(IOAPIC_BASE, 0x10 + 2 * pin)
                 self.write(IOAPIC_BASE + 0x10, entry & 0xFFFFFFFF)
         self.write(IOAPIC_BASE, ioapic.ioregsel)
+        self.accesses = accesses
 
-    # Lines
+    # Lines and messages
 
     def set_line(self, gsi: int, level: bool) -> None:
         """Drive a line, as `KvmVm.irq_line` does, and remember its level."""
+        self.accesses += 1
         if level:
             self._asserted.add(gsi)
         else:
             self._asserted.discard(gsi)
         self.vm.irq_line(gsi, level)
+
+    def signal_msi(self, address: int, data: int) -> None:
+        """Write a message, as `KvmVm.signal_msi` does."""
+        self.accesses += 1
+        self.vm.signal_msi(address, data)
 
     # Short names for the local APIC's page
 
@@ -216,6 +235,12 @@ class KvmMachine:
 
 def _has(lapic: LapicState, first: int, vector: int) -> bool:
     return lapic.regs[first + vector // 32] >> vector % 32 & 1 != 0
+
+
+def _software_disabled(lapic: LapicState) -> LapicState:
+    regs = list(lapic.regs)
+    regs[_SPIV] &= ~_SPIV_SOFTWARE_ENABLE
+    return attrs.evolve(lapic, regs=regs)
 
 
 def _move_to_service(lapic: LapicState, vector: int) -> None:

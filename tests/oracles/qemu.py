@@ -27,6 +27,9 @@ HPET_LEGACY = 0x2  # takes IRQ 0 away from the PIT
 HPET_COUNTER = HPET + 0xF0
 HPET_PERIOD_NS = 10
 
+MOST_POSTED = 500
+"""Commands whose answers together fit into a pipe."""
+
 # The guest, in real mode. Reset: cs:ip = F000:FFF0, in the ROM.
 _ROM_SIZE = 0x10000
 _ROM_MAIN = bytes.fromhex(
@@ -62,6 +65,9 @@ def available() -> bool:
 class Qemu:
     """A stopped PC. Use it as a context manager, or call `close`.
 
+    Attributes:
+        accesses: How many there were: to registers and lines, and interrupts taken.
+
     Raises:
         RuntimeError: QEMU ended, or refused a command.
     """
@@ -85,6 +91,8 @@ class Qemu:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
             )  # fmt: skip
+        self.accesses = 0
+        self._posted: list[str] = []
         self._qmp_socket = ours
         self._qmp = ours.makefile("rw", encoding="utf-8")
         self._qmp.readline()  # greeting
@@ -113,6 +121,20 @@ class Qemu:
 
     def qtest(self, *commands: str) -> list[int]:
         """Send qtest commands, all before the first answer is read; returns the values read, 0 for a write."""
+        self.accesses += len(commands)
+        return self._exchange(*commands)
+
+    def post(self, *commands: str) -> None:
+        """Send qtest commands whose answers tell nothing: later, but before anything else."""
+        self.accesses += len(commands)
+        self._posted += commands
+        if len(self._posted) >= MOST_POSTED:
+            self._exchange()
+
+    def _exchange(self, *commands: str) -> list[int]:
+        unanswered = len(self._posted)
+        commands = (*self._posted, *commands)
+        self._posted.clear()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write("".join(command + "\n" for command in commands).encode())
@@ -124,10 +146,12 @@ class Qemu:
                 raise RuntimeError(f"QEMU answered {line!r} to one of {commands!r}")
             if line[0] == "OK":
                 answers.append(int(line[1], 16) if len(line) > 1 else 0)
-        return answers
+        return answers[unanswered:]
 
     def qmp(self, command: str, **arguments: Any) -> Any:
         """Execute a QMP command and return its result."""
+        if self._posted:
+            self._exchange()
         self._qmp.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
         self._qmp.flush()
         for line in self._qmp:
@@ -147,17 +171,24 @@ class Qemu:
         ]
         return [f"/machine/unattached/{name}" for name in sorted(found, key=lambda name: int(name[7:-1]))]
 
+    def timed(self, command: str) -> tuple[int, tuple[int, int]]:
+        """Send one qtest command; returns the value read, and between which two times."""
+        self.accesses += 1
+        clock = f"readq {HPET_COUNTER:#x}"
+        before, value, after = self._exchange(clock, command, clock)
+        return value, (before * HPET_PERIOD_NS, (after + 1) * HPET_PERIOD_NS)
+
     # Ports, lines, memory
 
     def inb(self, port: int) -> int:
         return self.qtest(f"inb {port:#x}")[0]
 
     def outb(self, port: int, value: int) -> None:
-        self.qtest(f"outb {port:#x} {value:#x}")
+        self.post(f"outb {port:#x} {value:#x}")
 
     def set_line(self, line: int, high: bool) -> None:
         """Drive input 0-15 of the 8259 pair."""
-        self.qtest(f"set_irq_in {self.pics[line // 8]} unnamed-gpio-in {line % 8} {int(high)}")
+        self.post(f"set_irq_in {self.pics[line // 8]} unnamed-gpio-in {line % 8} {int(high)}")
 
     def _load_guest(self) -> None:
         vectors = b"".join((_STUBS + 8 * v if v != _NMI_VECTOR else _NMI).to_bytes(4, "little") for v in range(256))
@@ -167,7 +198,7 @@ class Qemu:
             for v in range(256)
         )  # fmt: skip
         for address, data in ((0, vectors), (_STUBS, stubs), (_COMMON, _COMMON_CODE), (_NMI, _NMI_CODE)):
-            self.qtest(f"write {address:#x} {len(data):#x} 0x{data.hex()}")
+            self._exchange(f"write {address:#x} {len(data):#x} 0x{data.hex()}")
 
     # Processor and time
 
@@ -176,21 +207,22 @@ class Qemu:
 
         Vector 2 is the NMI's own and cannot be told from it.
         """
-        self.qtest(f"writew {_RESULT:#x} 0")
+        self.accesses += 1
+        self._exchange(f"writew {_RESULT:#x} 0")
         self.qmp("cont")
         self.qmp("inject-nmi")
-        while not (result := self.qtest(f"readw {_RESULT:#x}")[0]) >> 8:
+        while not (result := self._exchange(f"readw {_RESULT:#x}")[0]) >> 8:
             pass
         self.qmp("stop")
         return result & 0xFF if result >> 8 == 2 else None
 
     def set_pit_interrupts(self, *, enabled: bool) -> None:
         """Connect or disconnect the PIT's counter 0 and line 0."""
-        self.qtest(f"writel {HPET_CONFIGURATION:#x} {HPET_ENABLE | (0 if enabled else HPET_LEGACY):#x}")
+        self._exchange(f"writel {HPET_CONFIGURATION:#x} {HPET_ENABLE | (0 if enabled else HPET_LEGACY):#x}")
 
     def clock(self) -> int:
         """Nanoseconds since the machine was made, rounded down to `HPET_PERIOD_NS`."""
-        return self.qtest(f"readq {HPET_COUNTER:#x}")[0] * HPET_PERIOD_NS
+        return self._exchange(f"readq {HPET_COUNTER:#x}")[0] * HPET_PERIOD_NS
 
     def run_until(self, time: int) -> int:
         """Let time pass until `time` or some later; returns `clock()`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from irqchip_core.bus import Bus
 from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
 from irqchip_core.errors import Closed, InvalidArgument, InvalidRoute, UnknownVcpu, WrongType
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent, PlatformDeviceId
-from irqchip_core.routes import IrqRoute
+from irqchip_core.routes import IrqRoute, IrqSourceChip, PinSource, default_routes
 from irqchip_core.testing import FakeClock, FakeVcpu, FakeVm, read_msr, write_msr
 from irqchip_core.x86.state import PicSelect
 from irqchip_userspace.chip import UserspaceIrqChip, probe
@@ -120,7 +121,8 @@ def test_bad_counts_of_vcpus(vcpu_count: int) -> None:
 
 
 def test_a_hypervisor_without_what_the_chip_needs_is_told_by_name() -> None:
-    refusal = probe(SimpleNamespace(hypervisor="thin", map_memory=None)).refusal  # type: ignore[arg-type]
+    thin: Any = SimpleNamespace(hypervisor="thin", map_memory=None)
+    refusal = probe(thin).refusal
     assert refusal is not None
     assert refusal.startswith("the VM of hypervisor thin lacks ")
     assert "exit_on_msrs" in refusal
@@ -142,14 +144,15 @@ def test_capabilities_are_what_the_hypervisor_lets_the_chip_do() -> None:
 
 def test_wrong_vcpus(board: Board) -> None:
     for vcpu_id in (-1, 2):
-        with pytest.raises(UnknownVcpu, match=f"there is no vCPU {vcpu_id}"):
+        with pytest.raises(UnknownVcpu, match=f"vCPU {vcpu_id} is beyond the 2 the chip was made for"):
             board.chip.add_vcpu(vcpu_id, FakeVcpu(vcpu_id))
-        with pytest.raises(UnknownVcpu):
+        with pytest.raises(UnknownVcpu, match=f"there is no vCPU {vcpu_id}"):
             board.chip.halted(vcpu_id)
         with pytest.raises(UnknownVcpu):
             board.chip.get_mp_state(vcpu_id)
+    thin: Any = SimpleNamespace(id=0)
     with pytest.raises(WrongType, match="it is a SimpleNamespace"):
-        board.chip.add_vcpu(0, SimpleNamespace(id=0))  # type: ignore[arg-type]
+        board.chip.add_vcpu(0, thin)
     with pytest.raises(UnknownVcpu, match="is not the chip's"):
         board.chip.inject_interrupts(FakeVcpu(0))
 
@@ -173,7 +176,8 @@ class Waiter(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        self.answer = self.board.chip.wait_until_runnable(self.vcpu)
+        with suppress(Closed):
+            self.answer = self.board.chip.wait_until_runnable(self.vcpu)
 
     def result(self) -> VcpuRunState | None:
         self.join(10)
@@ -229,6 +233,26 @@ def test_a_message_kicks_a_vcpu_in_the_guest_once_until_it_looks(board: Board) -
     sender.start()
     sender.join()
     assert vcpu.kicks == 2
+
+
+def test_a_look_at_a_register_from_another_thread_costs_no_kick(board: Board) -> None:
+    board.chip.route_irq(IrqRoute.msi(24, LAPIC, 0x50))
+    looker = threading.Thread(target=board.chip.wait_until_runnable, args=(board.vcpus[0],))
+    looker.start()
+    looker.join()
+    assert board.read(0, 0x30)  # as a debugger does
+    board.chip.service_irq(24, True)
+    assert board.vcpus[0].kicks == 1
+
+
+def test_closing_the_last_handle_wakes_who_sleeps(board: Board) -> None:
+    clone = board.chip.try_clone()
+    board.chip.halted(0)
+    waiter = Waiter(board, 0)
+    clone.close()
+    assert waiter.is_alive()
+    board.chip.close()
+    assert waiter.result() in (VcpuRunState.INTERRUPTED, None)  # None: it came when the chip was closed already
 
 
 def test_no_interrupt_is_lost_between_the_look_and_the_entry() -> None:
@@ -457,12 +481,35 @@ def test_a_route_that_goes_takes_its_level_along(board: Board) -> None:
     board.redirect(11, 0x804B)
     board.chip.service_irq(10, True)
     assert board.inject() == [0x4A]
-    from irqchip_core.routes import IrqSourceChip, PinSource
-
     board.chip.route_irq(IrqRoute(10, PinSource(IrqSourceChip.IOAPIC, 11)))
     assert board.chip.get_ioapic_state().current_interrupt_level_bitmap == 1 << 11
     board.eoi()
     assert board.inject() == [0x4B]
+
+
+def test_a_route_that_stays_leaves_its_line_alone(board: Board) -> None:
+    board.redirect(5, 0x45)  # edge-triggered: going low and high would interrupt
+    board.chip.service_irq(5, True)
+    assert board.inject() == [0x45]
+    board.eoi()
+    board.chip.set_irq_routes([*default_routes(), IrqRoute.msi(24, LAPIC, 0x50)])
+    assert board.inject() == []
+
+
+def test_a_restored_chip_goes_on_with_its_routes_and_lines(board: Board) -> None:
+    board.chip.route_irq(IrqRoute(40, PinSource(IrqSourceChip.IOAPIC, 10)))
+    board.redirect(10, 0x804A)
+    board.chip.service_irq(40, True)
+    assert board.inject() == [0x4A]
+    snapshot = board.chip.snapshot(2)
+    other = Board()
+    other.chip.restore(snapshot, 2)
+    assert other.inject() == []  # in service
+    other.chip.service_irq(40, False)
+    other.eoi()
+    assert other.inject() == []
+    assert other.chip.get_ioapic_state().current_interrupt_level_bitmap == 0
+    other.chip.close()
 
 
 def test_mixing_a_message_and_pins_is_refused_and_changes_nothing(board: Board) -> None:

@@ -1,4 +1,4 @@
-"""A hypothesis state machine that plays one sequence to our 8254 and to an oracle's, comparing all they show.
+"""A machine that plays one sequence to our 8254 and to an oracle's, comparing all they show.
 
 Oracles run on a clock of their own, so each access happens within a window of time; what ours shows must be among
 what it shows at some pulse of that window. Oracles start to count at the write itself, the 8254 at the CLK pulse
@@ -10,12 +10,10 @@ from __future__ import annotations
 import enum
 from typing import ClassVar, Protocol
 
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-
 from irqchip_core.x86.pit import FREQUENCY, Pit
 from irqchip_core.x86.pit_counter import Counter
 from irqchip_core.x86.state import PitState
+from tests.x86.sequences import SequenceMachine, action, beginning
 
 CONTROL, SPEAKER = 0x43, 0x61
 STATUS_OUT, STATUS_NULL = 0x80, 0x40
@@ -23,6 +21,7 @@ LATCH_STATUS = 0xE0
 SECOND = 10**9
 LOADED = 2 * SECOND // FREQUENCY
 """After so many ns ours shows the new count, too."""
+EVEN_COUNTS = range(0x200, 0x10000, 2)
 Window = tuple[int, int]
 
 
@@ -71,7 +70,7 @@ def pulse(time: int) -> int:
     return time * FREQUENCY // SECOND
 
 
-class PitMachine(RuleBasedStateMachine):
+class PitMachine(SequenceMachine):
     """Plays the same to `Pit` and to `oracle`. Subclasses set `oracle`."""
 
     oracle: ClassVar[PitOracle]
@@ -104,7 +103,7 @@ class PitMachine(RuleBasedStateMachine):
             found.add((copy.count(), copy.output))
         return found
 
-    @initialize()
+    @beginning()
     def start(self) -> None:
         self.both_write(SPEAKER, 0x01)
         for counter in self.oracle.counters:
@@ -152,12 +151,12 @@ class PitMachine(RuleBasedStateMachine):
     def readable(self, counter: int) -> bool:
         return counter in self.oracle.counters and not self.fresh[counter]
 
-    @rule(
-        counter=st.integers(0, 2),
-        mode=st.integers(0, 5),
-        access=st.integers(1, 3),
-        count=st.integers(0x100, 0x7FFF).map(lambda n: 2 * n),
-        half=st.booleans(),
+    @action(
+        counter=range(3),
+        mode=range(6),
+        access=range(1, 4),
+        count=EVEN_COUNTS,
+        half=(False, True),
     )
     def program(self, counter: int, mode: int, access: int, count: int, half: bool) -> None:
         if not (counter in self.oracle.counters and (mode not in (1, 5) or counter == 2)):
@@ -168,13 +167,13 @@ class PitMachine(RuleBasedStateMachine):
             self.half[counter] = True
         self.both_count(counter, count)
 
-    @rule(counter=st.integers(0, 2), count=st.integers(0x100, 0x7FFF).map(lambda n: 2 * n))
+    @action(counter=range(3), count=EVEN_COUNTS)
     def new_count(self, counter: int, count: int) -> None:
         if not (self.readable(counter) and self.mode[counter] in (0, 4)):
             return
         self.both_count(counter, count)
 
-    @rule(counter=st.integers(0, 2))
+    @action(counter=range(3))
     def latch(self, counter: int) -> None:
         if not self.readable(counter):
             return
@@ -184,7 +183,7 @@ class PitMachine(RuleBasedStateMachine):
         self.pit.write(CONTROL, 1, counter << 6, first)
         self.now = last
 
-    @rule(counter=st.integers(0, 2))
+    @action(counter=range(3))
     def read(self, counter: int) -> None:
         if not self.readable(counter):
             return
@@ -203,7 +202,7 @@ class PitMachine(RuleBasedStateMachine):
             assert theirs in {count >> shift & 0xFF for count, _ in counts}, f"{theirs:#x} not in {counts}"
         self.pit.read(0x40 + counter, 1, window[0])
 
-    @rule(counter=st.integers(0, 2))
+    @action(counter=range(3))
     def status(self, counter: int) -> None:
         if not self.readable(counter):
             return
@@ -217,17 +216,17 @@ class PitMachine(RuleBasedStateMachine):
         if self.mode[counter] in (0, 3):
             assert bool(theirs & STATUS_OUT) in {output for _, output in possible}
 
-    @rule(ns=st.sampled_from([1_000, 20_000, 300_000, 5_000_000]))
+    @action(ns=(1_000, 20_000, 300_000, 5_000_000))
     def let_pass(self, ns: int) -> None:
         self.oracle.let_pass(ns)
 
-    @rule()
+    @action()
     def trigger(self) -> None:
         if not self.readable(2) or self.mode[2] in (0, 4):
             return
         self.retrigger()
 
-    @rule(data=st.integers(0, 1))
+    @action(data=range(2))
     def speaker(self, data: int) -> None:
         self.both_write(SPEAKER, data << 1 | 0x01)
         theirs, window = self.oracle.read(SPEAKER)
@@ -236,6 +235,5 @@ class PitMachine(RuleBasedStateMachine):
         if self.mode[2] in (0, 3) and self.readable(2):
             assert bool(theirs & 0x20) in {output for _, output in self.possible(2, window)}
 
-    @invariant()
-    def records_agree(self) -> None:
+    def agree(self) -> None:
         self.oracle.check(self.pit.state(self.now))

@@ -433,6 +433,30 @@ def level_nmi_entry(board: AnyBoard) -> object:
     return board.read_ioapic(0x22)
 
 
+def eoi_for_an_entry_of_another(board: AnyBoard) -> object:
+    entry(board, 9, 0x45 | LEVEL, 2)
+    board.set_line(9, 1)
+    board.take_interrupt(2)
+    entry(board, 9, 0x46, 2)
+    board.read_lapic(2, reg.PPR)  # KVM looks at the entries when the processor runs
+    entry(board, 10, 0x45 | LEVEL, 0)
+    board.set_line(10, 1)
+    board.set_line(10, 0)
+    board.write_lapic(2, reg.EOI, 0)
+    return board.read_ioapic(0x24)
+
+
+def edge_with_the_vector_of_a_level(board: AnyBoard) -> object:
+    entry(board, 9, 0x45, 0)
+    board.set_line(9, 1)
+    entry(board, 10, 0x45 | LEVEL, 0)
+    board.set_line(10, 1)
+    board.take_interrupt(0)
+    board.set_line(10, 0)
+    board.write_lapic(0, reg.EOI, 0)
+    return board.take_interrupt(0)
+
+
 DIFFERENCES: dict[Difference, tuple[Scenario, object, object]] = {
     Difference.APIC_ID_WRITABLE: (write_apic_id, 0x01000000, 0x22000000),
     Difference.NO_ESR: (illegal_ipi, 0x60, 0),
@@ -447,6 +471,8 @@ DIFFERENCES: dict[Difference, tuple[Scenario, object, object]] = {
     Difference.LOWEST_PRIORITY_TO_ABSENT: (lowest_priority_of_some_absent, 0x20000, 0),
     Difference.LOWEST_PRIORITY_TO_DISABLED: (lowest_priority_of_some_disabled, 0x20000, 0),
     Difference.MSI_BROADCAST_IN_X2APIC_MODE: (msi_broadcast_in_x2apic_mode, 0x20, 0),
+    Difference.EOI_OF_OWN_ENTRIES_ONLY: (eoi_for_an_entry_of_another, 0x45 | LEVEL, 0x45 | LEVEL | REMOTE_IRR),
+    Difference.EOI_RESENDS_EDGES: (edge_with_the_vector_of_a_level, None, 0x45),
     Difference.IOAPIC_ABSENT_REGISTERS_READ_ONES: (absent_ioapic_register, 0, 0xFFFFFFFF),
     Difference.IOAPIC_WINDOW_OF_ANY_SIZE: (byte_to_the_window, MASKED | 0x45, 0x31),
     Difference.IOAPIC_LEVEL_NMI: (level_nmi_entry, 0x400 | LEVEL, 0x400 | LEVEL | REMOTE_IRR),

@@ -10,12 +10,12 @@ from typing import ClassVar
 
 import pytest
 from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import run_state_machine_as_test
 
 from irqchip_core.x86.ioapic import Ioapic
 from irqchip_core.x86.state import IOAPIC_BASE
 from tests.oracles.qemu import Qemu
+from tests.x86.sequences import SequenceMachine, action, beginning
 
 pytestmark = pytest.mark.qemu
 
@@ -28,8 +28,8 @@ SETTINGS = settings(
 )
 IOREGSEL, IOWIN, EOIR = 0x00, 0x10, 0x40
 LEVEL, MASKED, REMOTE_IRR = 0x8000, 0x10000, 0x4000
-PINS = st.sampled_from([1, 2, 9, 23])  # not 0: PIN_0_IS_PIN_2
-VECTORS = st.sampled_from([0x31, 0x32])
+PINS = [1, 2, 9, 23]  # not 0: PIN_0_IS_PIN_2
+VECTORS = [0x31, 0x32]
 DEFINED = 0xFF << 56 | 0x1FFFF  # RESERVED_BITS_KEPT
 
 
@@ -44,13 +44,13 @@ class QemuIoapic:
         )
 
     def set_line(self, pin: int, level: int) -> None:
-        self._qemu.qtest(f"set_irq_in {self._path} unnamed-gpio-in {pin} {level}")
+        self._qemu.post(f"set_irq_in {self._path} unnamed-gpio-in {pin} {level}")
 
     def write(self, register: int, value: int) -> None:
-        self._qemu.qtest(f"writel {IOAPIC_BASE + IOREGSEL} {register}", f"writel {IOAPIC_BASE + IOWIN} {value}")
+        self._qemu.post(f"writel {IOAPIC_BASE + IOREGSEL} {register}", f"writel {IOAPIC_BASE + IOWIN} {value}")
 
     def write_page(self, offset: int, value: int) -> None:
-        self._qemu.qtest(f"writel {IOAPIC_BASE + offset} {value}")
+        self._qemu.post(f"writel {IOAPIC_BASE + offset} {value}")
 
     def read(self, *registers: int) -> list[int]:
         select, window = IOAPIC_BASE + IOREGSEL, IOAPIC_BASE + IOWIN
@@ -59,10 +59,10 @@ class QemuIoapic:
         ]
 
 
-class QemuIoapicMachine(RuleBasedStateMachine):
+class QemuIoapicMachine(SequenceMachine):
     theirs: ClassVar[QemuIoapic]
 
-    @initialize()
+    @beginning()
     def start(self) -> None:
         self.ours = Ioapic()
         for pin in range(24):
@@ -76,37 +76,36 @@ class QemuIoapicMachine(RuleBasedStateMachine):
         self.ours.write(IOWIN, 4, value, 0)
         self.theirs.write(register, value)
 
-    @rule(pin=PINS, level=st.integers(0, 1))
+    @action(pin=PINS, level=range(2))
     def line(self, pin: int, level: int) -> None:
         self.ours.set_line(pin, level)
         self.theirs.set_line(pin, level)
 
-    @rule(
+    @action(
         pin=PINS,
         vector=VECTORS,
-        flags=st.sampled_from([0, LEVEL, LEVEL, LEVEL | 0x100, LEVEL | MASKED, MASKED, LEVEL | 0x2000, 0x5000]),
-        noise=st.sampled_from([0, 0xFFFE0000]),
+        flags=[0, LEVEL, LEVEL, LEVEL | 0x100, LEVEL | MASKED, MASKED, LEVEL | 0x2000, 0x5000],
+        noise=[0, 0xFFFE0000],
     )
     def entry_low(self, pin: int, vector: int, flags: int, noise: int) -> None:
         if (self.ours.entries[pin] ^ flags) & LEVEL:  # EDGE_LINES_ARE_FORGOTTEN
             self.line(pin, 0)
         self.write(0x10 + 2 * pin, vector | flags | noise)
 
-    @rule(pin=PINS, value=st.integers(0, 0xFFFFFFFF))
+    @action(pin=PINS, value=range(2**32))
     def entry_high(self, pin: int, value: int) -> None:
         self.write(0x11 + 2 * pin, value)
 
-    @rule(vector=VECTORS)
+    @action(vector=VECTORS)
     def directed_eoi(self, vector: int) -> None:
         self.ours.write(EOIR, 4, vector, 0)
         self.theirs.write_page(EOIR, vector)
 
-    @rule(register=st.sampled_from([0, 1, 2, 3, 0xF, 0x40, 0xFF]), value=st.integers(0, 0xFFFFFFFF))
+    @action(register=[0, 1, 2, 3, 0xF, 0x40, 0xFF], value=range(2**32))
     def other_register(self, register: int, value: int) -> None:
         self.write(register, value)
 
-    @invariant()
-    def same(self) -> None:
+    def agree(self) -> None:
         registers = [0, 1, 2, 3, 0xF, *range(0x10, 0x40)]
         theirs = self.theirs.read(*registers)
         for register, value in zip(registers, theirs, strict=True):

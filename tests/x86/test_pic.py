@@ -254,6 +254,23 @@ def test_icw1_announces_the_words_that_follow(icw1: int, words: list[PicInitStat
     assert (pic.state(PRIMARY).irq_base, pic.state(PRIMARY).imr) == (0x28, 0)
 
 
+@pytest.mark.parametrize("icw3", [0x00, 0x10, 0xFF])
+def test_icw3_changes_nothing_as_the_wiring_is_fixed(icw3: int) -> None:
+    pic = initialized()
+    for port, word in ((0x20, 0x11), (0x21, 0x20), (0x21, icw3), (0x21, 0x01)):
+        pic.write(port, 1, word)
+    assert pic.state(PRIMARY) == initialized().state(PRIMARY)
+    pic.set_line(12, True)
+    assert pic.acknowledge() == 0x74
+
+
+def test_icw4_sets_automatic_eoi_and_special_fully_nested_mode_only() -> None:
+    pic = initialized(icw4=0xFF)  # the other bits: buffered mode and 8086 mode
+    assert (pic.state(PRIMARY).auto_eoi, pic.state(PRIMARY).special_fully_nested_mode) == (True, True)
+    assert pic.state(PRIMARY) == initialized(icw4=AUTO_EOI | SFNM).state(PRIMARY)
+    assert initialized(icw4=0xFF & ~(AUTO_EOI | SFNM)).state(PRIMARY) == initialized().state(PRIMARY)
+
+
 @pytest.mark.parametrize(("value", "base"), [(0x00, 0x00), (0x2F, 0x28), (0xFF, 0xF8)])
 def test_icw2_gives_bits_3_to_7_of_the_vector(value: int, base: int) -> None:
     pic = Pic()
@@ -266,6 +283,12 @@ def test_icw2_gives_bits_3_to_7_of_the_vector(value: int, base: int) -> None:
 def test_single_mode_has_no_cascade() -> None:
     pic = raised(2, icw1=0x02)
     assert pic.acknowledge() == 0x22
+
+
+def test_single_level_triggered_line_2_in_special_fully_nested_mode_interrupts_itself() -> None:
+    pic = initialized(icw1=0x0A, icw4=SFNM)
+    pic.set_line(2, True)
+    assert (pic.acknowledge(), pic.interrupt_requested, pic.acknowledge()) == (0x22, True, 0x22)
 
 
 def test_ltim_makes_all_lines_level_triggered() -> None:
@@ -565,6 +588,37 @@ def test_a_value_is_cut_to_a_byte() -> None:
     assert pic.read(DATA[0], 1) == 0xAB
     pic.write(DATA[0], 1, -1)
     assert pic.read(DATA[0], 1) == 0xFF
+
+
+SAVED: dict[str, list[tuple[int, int]]] = {
+    "after ICW1": [(0x20, 0x1B)],
+    "before ICW4": [(0xA0, 0x11), (0xA1, 0x70), (0xA1, 0x02)],
+    "polling": [(0x20, POLL)],
+    "special mask, ISR selected": [(0x21, 0x08), (0x20, SPECIAL_MASK_ON), (0xA0, READ_ISR)],
+    "rotated": [(0x20, SET_PRIORITY | 4), (0xA0, ROTATE_AUTO_ON)],
+    "level-triggered": [(0x4D0, 0x20), (0x4D1, 0x10)],
+}
+
+
+@pytest.mark.parametrize("writes", SAVED.values(), ids=SAVED)
+def test_a_restored_pic_goes_on_where_the_old_one_was(writes: list[tuple[int, int]]) -> None:
+    old = raised(3, 5, 12)
+    old.acknowledge()
+    for port, value in writes:
+        old.write(port, 1, value)
+    new = Pic.from_state(*(old.state(select) for select in PicSelect))
+    assert isr(new) == isr(old)
+    for pic in (old, new):
+        for port, value in ((0x21, 0x28), (0x21, 0x04), (0x21, 0x01), (0xA1, 0x01)):
+            pic.write(port, 1, value)
+        for line in (3, 5, 1):
+            pic.set_line(line, False)
+        pic.set_line(1, True)
+    seen = [
+        [(pic.interrupt_requested, pic.read(0x20, 1), pic.read(0xA0, 1), pic.acknowledge()) for _ in range(4)]
+        for pic in (old, new)
+    ]
+    assert seen[0] == seen[1]
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ class KvmPic:
 
     def __init__(self, machine: KvmMachine) -> None:
         self._vm = machine.vm
-        self.read, self.write, self.set_line = machine.port_in, machine.port_out, machine.vm.irq_line
+        self.read, self.write, self.set_line = machine.port_in, machine.port_out, machine.set_line
         self.take_interrupt = machine.take_interrupt
 
     def reset(self) -> None:

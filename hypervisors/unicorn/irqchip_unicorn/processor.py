@@ -74,6 +74,7 @@ class Processor:
         self.msrs = Msrs(vcpu_id, tsc, self.cpuid.has_x2apic)
         self._set_engine(self._new_engine())
         self.kicked = False
+        self._completing = False
         self.window_requested = False
         self.interrupt: int | None = None
         self.nmis = 0
@@ -104,8 +105,19 @@ class Processor:
 
     def step(self) -> Exit | None:
         """Go on for up to `SLICE` instructions; None if there is nothing for user space to do yet."""
+        return self._go(lambda: self._report() or self._complete() or self._enter())
+
+    def complete(self) -> Exit:
+        """Finish the instruction of the last exit only; an exit of its next part, or else `INTERRUPTED`."""
+        self._completing = True
         try:
-            return self._report() or self._complete() or self._enter()
+            return self._go(lambda: self._report() or self._complete()) or INTERRUPTED
+        finally:
+            self._completing = False
+
+    def _go(self, onward: Callable[[], Exit | None]) -> Exit | None:
+        try:
+            return onward()
         except GuestFault as fault:
             return self._exception(fault)
         except TripleFault:
@@ -154,7 +166,7 @@ class Processor:
         return self._interrupted() or self._after(self.engine.run(1)) or self._report()
 
     def _interrupted(self) -> Exit | None:
-        if not self.kicked:
+        if not self.kicked or self._completing:
             return None
         self.kicked = False
         return INTERRUPTED

@@ -75,6 +75,19 @@ class UnicornVcpu:
                     exit_ = self._processor.step()
             return exit_
 
+    def complete_io(self) -> Exit:
+        """Finish the access of the last exit, and execute no further instruction. Then state may be read.
+
+        Returns:
+            `InterruptedExit` when the access is complete. Otherwise the exit of its next part, as of MMIO across two
+            pages: serve it like one of `run`, and call this again.
+
+        Raises:
+            HypervisorError, Closed: As `run`.
+        """
+        with self._use(), self._vm.turns:
+            return self._processor.complete()
+
     def kick(self) -> None:
         """Make the current or else the next `run` return `InterruptedExit` soon. From any thread.
 

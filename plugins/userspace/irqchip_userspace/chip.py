@@ -7,7 +7,9 @@ and MP states too. No thread exists before `finalize_devices`; then one serves a
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import threading
 from collections.abc import Iterable
 from typing import Any, Self
 
@@ -15,6 +17,7 @@ from attrs import frozen
 from typing_extensions import override
 
 from irqchip_core.allocator import SystemAllocator
+from irqchip_core.arguments import check_int, check_type
 from irqchip_core.bus import Access, Bus, BusDevice
 from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
 from irqchip_core.clock import Clock, MonotonicClock
@@ -79,6 +82,7 @@ class _Shared:
 
     def __init__(self, vcpu_count: int) -> None:
         self.handles = 1
+        self.alarm_lock = threading.Lock()  # innermost
         self.alarm_at: int | None = None
         self.tsc_offsets = [0] * vcpu_count  # guest's time-stamp counter less that of the clock
         self.pages: _Pages | None = None
@@ -105,10 +109,7 @@ class UserspaceIrqChip(IrqChipX86_64):
         refusal = probe(vm).refusal
         if refusal is not None:
             raise WrongType(refusal, subject=NAME, argument="vm", remedy="give a VM of irqchip_core.vcpu.Vm's protocol")
-        if not 1 <= vcpu_count <= MAX_VCPUS:
-            raise InvalidArgument(
-                f"{vcpu_count} vCPUs", subject=NAME, argument="vcpu_count", remedy=f"give 1 to {MAX_VCPUS}"
-            )
+        check_int(vcpu_count, 1, MAX_VCPUS, subject=NAME, argument="vcpu_count")
         self._shared = _Shared(vcpu_count)
         self._clock: Clock = clock if clock is not None else MonotonicClock()
         self._capabilities = _capabilities(vm)
@@ -149,14 +150,13 @@ class UserspaceIrqChip(IrqChipX86_64):
 
     def _processor(self, vcpu_id: int) -> Processor:
         self._check_open()
-        if not 0 <= vcpu_id < len(self._processors):
+        check_type(vcpu_id, int, subject=NAME, argument="vcpu_id")
+        processor = self._processors[vcpu_id] if 0 <= vcpu_id < len(self._processors) else None
+        if processor is None or processor.vcpu is None:
             raise UnknownVcpu(
-                f"there is no vCPU {vcpu_id}",
-                subject=NAME,
-                argument="vcpu_id",
-                remedy=f"the chip was made for {len(self._processors)}",
+                f"there is no vCPU {vcpu_id}", subject=NAME, argument="vcpu_id", remedy="give it to add_vcpu first"
             )
-        return self._processors[vcpu_id]
+        return processor
 
     def _own(self, vcpu: Vcpu) -> Processor:
         processor = self._processor(vcpu.id)
@@ -186,6 +186,8 @@ class UserspaceIrqChip(IrqChipX86_64):
             self._shared.handles -= 1
             if self._shared.handles:
                 return
+            for processor in self._processors:
+                processor.interrupt()  # nobody else would
         self._alarm.close()
         self._board.close()
 
@@ -193,7 +195,15 @@ class UserspaceIrqChip(IrqChipX86_64):
 
     @override
     def add_vcpu(self, vcpu_id: int, vcpu: Vcpu) -> None:
-        processor = self._processor(vcpu_id)
+        self._check_open()
+        check_type(vcpu_id, int, subject=NAME, argument="vcpu_id")
+        if not 0 <= vcpu_id < len(self._processors):
+            raise UnknownVcpu(
+                f"vCPU {vcpu_id} is beyond the {len(self._processors)} the chip was made for",
+                subject=NAME,
+                argument="vcpu_id",
+                remedy="make the chip with a larger vcpu_count",
+            )
         if not isinstance(vcpu, VcpuX86_64):
             raise WrongType(
                 f"it is a {type(vcpu).__name__}",
@@ -201,6 +211,11 @@ class UserspaceIrqChip(IrqChipX86_64):
                 argument="vcpu",
                 remedy="give a vCPU of irqchip_core.vcpu.VcpuX86_64's protocol",
             )
+        if vcpu.id != vcpu_id:
+            raise InvalidArgument(
+                f"it is vCPU {vcpu.id}, not {vcpu_id}", subject=NAME, argument="vcpu", remedy="add it as its own number"
+            )
+        processor = self._processors[vcpu_id]
         sregs = vcpu.get_sregs()
         with self._lock:
             processor.vcpu = vcpu
@@ -211,15 +226,14 @@ class UserspaceIrqChip(IrqChipX86_64):
     @override
     def inject_interrupts(self, vcpu: Vcpu) -> None:
         processor = self._own(vcpu)
-        effects: Effects = ()
         with self._lock:
-            effects = self._attend(processor)
+            processor.attend()
+            effects = self._pull(processor)
             self._inject(processor)
         self._after(processor, effects)
 
-    def _attend(self, processor: Processor) -> Effects:
-        """Begin to look at what is pending; the effects of what the guest did by itself."""
-        processor.attend()
+    def _pull(self, processor: Processor) -> Effects:
+        """The effects of what the guest did by itself."""
         base = processor.pull()
         if base is None:
             return ()
@@ -283,12 +297,13 @@ class UserspaceIrqChip(IrqChipX86_64):
     def _wait(self, processor: Processor) -> Effects | None:
         """Sleep until the processor can execute, effects are to be seen to, or (None) it was interrupted."""
         while True:
+            processor.attend()
             if processor.interrupted:
                 processor.interrupted = False
                 return None
             if processor.mp_state is RUNNABLE and processor.lapic.events.init is False:
                 return ()
-            effects = self._attend(processor)
+            effects = self._pull(processor)
             self._inject(processor)
             if effects or self._board.pic.ended or processor.mp_state is RUNNABLE:
                 return effects
@@ -308,19 +323,23 @@ class UserspaceIrqChip(IrqChipX86_64):
     @override
     def set_mp_state(self, vcpu_id: int, state: MPState) -> None:
         processor = self._processor(vcpu_id)
+        check_type(state, MPState, subject=NAME, argument="state")
         if state is MPState.STOPPED:
             raise InvalidArgument(
                 "x86 has no such state", subject=NAME, argument="state", remedy="give another MPState"
             )
         with self._lock:
-            processor.mp_state = MPState(state)
+            processor.mp_state = state
             processor.wake()
 
     # Messages and the PICs' output, with the lock held
 
-    def _deliver(self, message: Message, source: Lapic | None = None) -> None:
-        for lapic in self._destinations.deliver(message, source):
+    def _deliver(self, message: Message, source: Lapic | None = None) -> bool:
+        """Give a message to those it is for; False if there is nobody."""
+        takers = self._destinations.deliver(message, source)
+        for lapic in takers:
             self._processors[lapic.apic_id].wake()
+        return bool(takers)
 
     def _interrupt_line_changed(self, level: bool) -> None:
         processor = self._processors[0]
@@ -343,25 +362,19 @@ class UserspaceIrqChip(IrqChipX86_64):
 
     # What the guest does to its local APIC
 
-    def read_lapic(self, vcpu_id: int, offset: int, size: int) -> int:
-        """The guest reads its local APIC's page."""
-        if not 0 <= vcpu_id < len(self._processors):
-            return (1 << 8 * size) - 1
+    def _read_lapic(self, vcpu_id: int, offset: int, size: int) -> int:
         processor = self._processors[vcpu_id]
         with self._lock:
-            effects = self._attend(processor)
+            effects = self._pull(processor)
             value = processor.lapic.read(offset, size, self._clock.now())
         if effects:
             self._after(processor, effects)
         return value
 
-    def write_lapic(self, vcpu_id: int, offset: int, size: int, value: int) -> None:
-        """The guest writes its local APIC's page."""
-        if not 0 <= vcpu_id < len(self._processors):
-            return
+    def _write_lapic(self, vcpu_id: int, offset: int, size: int, value: int) -> None:
         processor = self._processors[vcpu_id]
         with self._lock:
-            effects = self._attend(processor)
+            effects = self._pull(processor)
             effects += self._carry_out(processor, processor.lapic.write(offset, size, value, self._clock.now()))
             processor.push()
         if effects:
@@ -375,7 +388,7 @@ class UserspaceIrqChip(IrqChipX86_64):
         deadline = access.index == IA32_TSC_DEADLINE
         tsc = vcpu.tsc() if deadline else 0
         with self._lock:
-            effects: Effects | None = self._attend(processor)
+            effects = self._pull(processor)
             now = self._clock.now()
             if deadline:
                 self._shared.tsc_offsets[vcpu.id] = tsc - now * self._tsc_hz // 1_000_000_000
@@ -386,22 +399,25 @@ class UserspaceIrqChip(IrqChipX86_64):
                 value = 0
                 done = processor.lapic.write_msr(access.index, access.value, now, tsc)
                 fault = done is None
-                effects = (effects or ()) + self._carry_out(processor, done or ())
+                effects += self._carry_out(processor, done or ())
                 processor.push()
         vcpu.complete_msr(value or 0, fault=fault)
-        self._after(processor, effects or ())
+        self._after(processor, effects)
         return True
 
     # Timers
 
     def _wake_at(self, when: int) -> None:
-        if self._shared.alarm_at is None or when < self._shared.alarm_at:
-            self._shared.alarm_at = when
-            self._alarm.set(when)
+        shared = self._shared
+        with shared.alarm_lock:
+            if shared.alarm_at is None or when < shared.alarm_at:
+                shared.alarm_at = when
+                self._alarm.set(when)
 
     def _expire(self) -> None:
         """The alarm rings: let every timer catch up."""
-        self._shared.alarm_at = None
+        with self._shared.alarm_lock:
+            self._shared.alarm_at = None
         deadlines = [self._board.expire()]
         with self._lock:
             now = self._clock.now()
@@ -432,25 +448,26 @@ class UserspaceIrqChip(IrqChipX86_64):
             self.observers.event_unregistered(self, irq)
 
     def _check_gsi(self, irq: int) -> None:
-        if not 0 <= irq < 1 << 32:
-            raise InvalidArgument(
-                f"GSI {irq} is out of range", subject=NAME, argument="irq", remedy="give an unsigned 32-bit number"
-            )
+        check_int(irq, 0, (1 << 32) - 1, subject=NAME, argument="irq")
 
     @override
     def register_edge_irq_event(self, irq: int, event: IrqEdgeEvent, source: IrqEventSource) -> IrqEventIndex:
+        check_type(event, IrqEdgeEvent, subject=NAME, argument="event")
         return self._register(irq, event, source)
 
     @override
     def unregister_edge_irq_event(self, irq: int, event: IrqEdgeEvent) -> None:
+        check_type(event, IrqEdgeEvent, subject=NAME, argument="event")
         self._unregister(irq, event.get_trigger())
 
     @override
     def register_level_irq_event(self, irq: int, event: IrqLevelEvent, source: IrqEventSource) -> IrqEventIndex:
+        check_type(event, IrqLevelEvent, subject=NAME, argument="event")
         return self._register(irq, event, source)
 
     @override
     def unregister_level_irq_event(self, irq: int, event: IrqLevelEvent) -> None:
+        check_type(event, IrqLevelEvent, subject=NAME, argument="event")
         self._unregister(irq, event.get_trigger())
 
     @override
@@ -479,13 +496,13 @@ class UserspaceIrqChip(IrqChipX86_64):
     @override
     def service_irq_event(self, index: IrqEventIndex) -> None:
         self._check_open()
+        check_type(index, int, subject=NAME, argument="index")
         self._board.service_event(index)
 
     @override
     def broadcast_eoi(self, vector: int) -> None:
         self._check_open()
-        if not 0 <= vector <= 0xFF:
-            raise InvalidArgument(f"{vector} is no vector", subject=NAME, argument="vector", remedy="give 0 to 255")
+        check_int(vector, 0, 0xFF, subject=NAME, argument="vector")
         self._board.broadcast_eoi(vector)
 
     @override
@@ -509,6 +526,7 @@ class UserspaceIrqChip(IrqChipX86_64):
     @override
     def check_capability(self, capability: IrqChipCap) -> bool:
         self._check_open()
+        check_type(capability, IrqChipCap, subject=NAME, argument="capability")
         return capability in self._capabilities
 
     # The x86 extension
@@ -602,37 +620,38 @@ class _Pages(BusDevice):
     def __init__(self, chip: UserspaceIrqChip, bus: Bus) -> None:
         self._chip = chip
         self._bus = bus
+        self._lock = threading.Lock()  # of the two below, for those who change them
         self._bases = {LAPIC_BASE: len(chip._processors)}  # by address: how many local APICs are there
         self._base_of = [APIC_BASE_RESET & APIC_BASE_ADDRESS] * len(chip._processors)
 
+    def _is_its_own(self, access: Access) -> bool:
+        bases = self._base_of
+        return access.vcpu_id < len(bases) and bases[access.vcpu_id] == access.address - access.offset
+
     @override
     def read(self, access: Access) -> int:
-        if self._base_of[access.vcpu_id] != access.address - access.offset:
+        if not self._is_its_own(access):
             return (1 << 8 * access.size) - 1
-        return self._chip.read_lapic(access.vcpu_id, access.offset, access.size)
+        return self._chip._read_lapic(access.vcpu_id, access.offset, access.size)
 
     @override
     def write(self, access: Access, value: int) -> None:
-        if self._base_of[access.vcpu_id] == access.address - access.offset:
-            self._chip.write_lapic(access.vcpu_id, access.offset, access.size, value)
+        if self._is_its_own(access):
+            self._chip._write_lapic(access.vcpu_id, access.offset, access.size, value)
 
     def follow(self, apic_id: int, apic_base: int) -> None:
         """The guest wrote IA32_APIC_BASE. A place that another device has keeps that device."""
         new, old = apic_base & APIC_BASE_ADDRESS, self._base_of[apic_id]
         if new == old:
             return
-        self._base_of[apic_id] = new
-        self._bases[old] = self._bases.get(old, 0) - 1
-        if self._bases[old] <= 0:
-            del self._bases[old]
-            self._take_out(old)
-        self._bases[new] = self._bases.get(new, 0) + 1
-        if self._bases[new] == 1:
-            try:
-                self._bus.insert(self, new, LAPIC_LENGTH)
-            except InvalidArgument:
-                self._bases[new] -= 1
-
-    def _take_out(self, base: int) -> None:
-        if any(found == base and device is self for found, _, device in self._bus.devices()):
-            self._bus.remove(base)
+        with self._lock:
+            self._base_of[apic_id] = new
+            self._bases[old] -= 1
+            if not self._bases[old]:
+                del self._bases[old]
+                if any(base == old and device is self for base, _, device in self._bus.devices()):
+                    self._bus.remove(old)
+            self._bases[new] = self._bases.get(new, 0) + 1
+            if self._bases[new] == 1:
+                with contextlib.suppress(InvalidArgument):
+                    self._bus.insert(self, new, LAPIC_LENGTH)

@@ -27,7 +27,7 @@ class Processor:
         lapic: Its local APIC.
         vcpu: The hypervisor's vCPU, once it was added.
         mp_state: Its multiprocessing state.
-        thread: Which thread runs it, by `threading.get_ident`.
+        thread: Which thread runs it, by `threading.get_ident`; known once it has waited or injected.
         interrupted: `wait_until_runnable` is to return INTERRUPTED, once.
         extint: An ExtINT message waits: the vector is the PICs' to tell.
     """
