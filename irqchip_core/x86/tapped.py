@@ -164,14 +164,16 @@ class TappedIrqChip(WrappedIrqChip):
 
     @override
     def unregister_edge_irq_event(self, irq: int, event: IrqEdgeEvent) -> None:
+        check_type(event, IrqEdgeEvent, subject=self.name, argument="event")
         self._unregister(irq, event)
 
     @override
     def unregister_level_irq_event(self, irq: int, event: IrqLevelEvent) -> None:
+        check_type(event, IrqLevelEvent, subject=self.name, argument="event")
         self._unregister(irq, event)
 
     def _unregister(self, irq: int, event: _DeviceEvent) -> None:
-        self._disconnect(irq, event)  # the inner chip has no such event, but refuses what is no event or GSI
+        self._disconnect(irq, event)  # the inner chip has no such event, but refuses a closed one, and what is no GSI
         slot = self._taps.table.remove(irq, event.get_trigger())
         if slot is None:
             return

@@ -12,8 +12,7 @@ from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, Irq
 from irqchip_core.observers import ChipObserver
 from irqchip_core.routes import IrqRoute
 from irqchip_core.selection import create_irqchip
-from irqchip_core.testing import FakeVm
-from irqchip_core.vcpu import Vm
+from irqchip_core.testing import FakeVcpu, FakeVm
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.tapped import DeviceInterrupt, TappedIrqChip
 from irqchip_core.x86.wrapped import WrappedIrqChip
@@ -248,9 +247,11 @@ def test_only_chips_of_a_pc_can_be_wrapped(kind: type[WrappedIrqChip]) -> None:
         kind(other)  # type: ignore[arg-type]
 
 
-def test_a_snapshot_of_a_wrapped_chip_is_that_of_the_inner_one(vm: Vm, holding: HoldingChip) -> None:
+def test_a_snapshot_of_a_wrapped_chip_is_that_of_the_inner_one(holding: HoldingChip) -> None:
+    holding.add_vcpu(0, FakeVcpu())
     holding.set_irq_routes([IrqRoute.ioapic(7)])
     snapshot = holding.snapshot(1)
     with HoldingChip(userspace()) as other:
+        other.add_vcpu(0, FakeVcpu())
         other.restore(snapshot, 1)
         assert other.snapshot(1).chip_specific == snapshot.chip_specific
