@@ -1,7 +1,7 @@
 """Time for chips: a clock that tells nanoseconds and rings an alarm.
 
-A chip asks its clock for the time and sets one alarm. With `MonotonicClock` that is a thread; with
-`irqchip_core.testing.FakeClock` time stands still until a test, or a deterministic VMM, lets it pass.
+A chip asks its clock for the time and sets one alarm. With `MonotonicClock` that is a thread; with `VirtualClock` time
+stands still until somebody lets it pass: a test, or a VMM for which the guest's instructions are the time.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from typing_extensions import override
+
+from irqchip_core.errors import InvalidArgument
 
 
 class Alarm(Protocol):
@@ -100,3 +102,72 @@ class _ThreadAlarm(Alarm):
         if self._when is None:
             return None
         return max(0, self._when - time.monotonic_ns()) / 1e9
+
+
+class VirtualClock:
+    """A clock that others move on. What happens by it depends on nothing else, and can happen again.
+
+    Alarms ring inside `advance`, on the caller's thread. For use by one thread at a time.
+    """
+
+    def __init__(self, now: int = 0) -> None:
+        self._now = now
+        self._alarms: list[_VirtualAlarm] = []
+
+    def now(self) -> int:
+        return self._now
+
+    def alarm(self, ring: Callable[[], None]) -> Alarm:
+        return _VirtualAlarm(ring, self._alarms)
+
+    def next_alarm(self) -> int | None:
+        """The earliest time an alarm is set to, which may be past; None if none is."""
+        return min((alarm.when for alarm in self._alarms if alarm.when is not None), default=None)
+
+    def elapse(self, nanoseconds: int) -> None:
+        """Let time pass, and leave what is due to the next `advance`: for who must not be disturbed now.
+
+        Raises:
+            InvalidArgument: `nanoseconds` is below 0.
+        """
+        self._now = self._then(nanoseconds)
+
+    def advance(self, nanoseconds: int = 0) -> None:
+        """Let time pass, and ring what is due by then: each at its own time, at one time in the order of their making.
+
+        Raises:
+            InvalidArgument: `nanoseconds` is below 0.
+        """
+        end = self._then(nanoseconds)
+        while (when := self.next_alarm()) is not None and when <= end:
+            self._now = max(self._now, when)
+            for alarm in list(self._alarms):
+                if alarm.when is not None and alarm.when <= self._now:
+                    alarm.when = None
+                    alarm.ring()
+        self._now = end
+
+    def _then(self, nanoseconds: int) -> int:
+        if nanoseconds < 0:
+            raise InvalidArgument("time does not go back", subject="VirtualClock", argument="nanoseconds")
+        return self._now + nanoseconds
+
+
+class _VirtualAlarm(Alarm):
+    def __init__(self, ring: Callable[[], None], alarms: list[_VirtualAlarm]) -> None:
+        self.ring = ring
+        self.when: int | None = None
+        self._alarms = alarms  # those that were started
+
+    @override
+    def set(self, when: int | None) -> None:
+        self.when = when
+
+    @override
+    def start(self) -> None:
+        self._alarms.append(self)
+
+    @override
+    def close(self) -> None:
+        if self in self._alarms:
+            self._alarms.remove(self)

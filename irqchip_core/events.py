@@ -1,8 +1,8 @@
 """Interrupt events: what a device signals and a chip (or the kernel) listens to.
 
-An `Event` counts signals and has a file descriptor. An edge event is one of them; a level event is
-a pair: the device signals the trigger to assert its line, and the chip signals the resample event
-when the guest has ended the interrupt (as KVM's irqfd with KVM_IRQFD_FLAG_RESAMPLE does).
+An `Event` counts signals and has a file descriptor: an eventfd, or a pair of sockets where there is none. An edge
+event is one of them; a level event is a pair: the device signals the trigger to assert its line, and the chip signals
+the resample event when the guest has ended the interrupt (as KVM's irqfd with KVM_IRQFD_FLAG_RESAMPLE does).
 
 Not here: which GSI an event belongs to. The chip keeps that.
 """
@@ -12,25 +12,35 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
-import select
+import selectors
 import socket
+import stat
 import time
-from typing import NewType, Self
+from typing import TYPE_CHECKING, Any, NewType, Self
 
 from attrs import field, frozen, validators
 
 from irqchip_core.errors import Closed
 
+if TYPE_CHECKING:
+    from irqchip_core.socket_pair import SocketPairEvent
+
+PollSelector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
+"""The best selector that takes a descriptor of any number and any kind, where the system has such a one."""
+
 _ONE = (1).to_bytes(8, "little")
 
 
 def _open_file_identity(fd: int) -> object:
-    """A value that is equal for two descriptors of one open eventfd, and only for those.
+    """A value that is equal for two descriptors of one open eventfd or socket, and only for those.
 
-    All eventfds share an inode, so fstat cannot tell them apart; the kernel numbers them in
+    Each socket has an inode. All eventfds share one, so fstat cannot tell them apart; the kernel numbers them in
     /proc/<pid>/fdinfo since Linux 5.2. Without that line only the descriptor itself is known.
     """
     try:
+        status = os.fstat(fd)
+        if stat.S_ISSOCK(status.st_mode):
+            return status.st_dev, status.st_ino
         with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
             for line in lines:
                 if line.startswith("eventfd-id:"):
@@ -40,14 +50,28 @@ def _open_file_identity(fd: int) -> object:
     return object()
 
 
+def _socket_pair() -> type[SocketPairEvent]:
+    from irqchip_core.socket_pair import SocketPairEvent  # which is an Event
+
+    return SocketPairEvent
+
+
 class Event:
     """A counting wake-up object with a descriptor: a Linux eventfd, not in semaphore mode.
 
     Two events are equal when both are descriptors of the same counter: an event and its clones are,
     two events created separately never are.
+
+    Where Python has no `os.eventfd`, ``Event()`` makes a pair of connected sockets that behaves the same, but for the
+    count: signals beyond what the sockets hold merge uncounted.
     """
 
     __slots__ = ("_fd", "_identity")
+
+    def __new__(cls) -> Self:
+        kind: Any = _socket_pair() if cls is Event and not hasattr(os, "eventfd") else cls
+        event: Self = object.__new__(kind)
+        return event
 
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -56,7 +80,7 @@ class Event:
     @classmethod
     def from_fd(cls, fd: int) -> Self:
         """Adopt eventfd `fd`, which this event closes from now on, and make it non-blocking."""
-        event = cls.__new__(cls)
+        event = object.__new__(cls)
         os.set_blocking(fd, False)
         event._fd = fd
         event._identity = None
@@ -77,13 +101,12 @@ class Event:
         with contextlib.suppress(BlockingIOError):  # saturated: all signals merge into one wait anyway
             os.write(self.fileno(), _ONE)
 
-    def reset(self) -> bool:
-        """Set the counter to 0 without blocking; True if it was not 0."""
+    def reset(self) -> int:
+        """Set the counter to 0 without blocking; returns what it was."""
         try:
-            os.read(self.fileno(), 8)
+            return int.from_bytes(os.read(self.fileno(), 8), "little")
         except BlockingIOError:
-            return False
-        return True
+            return 0
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until the counter is not 0, then set it to 0.
@@ -94,21 +117,19 @@ class Event:
         Returns:
             False if the time ran out. Any number of signals is consumed by one wait.
         """
-        poller = select.poll()
-        poller.register(self.fileno(), select.POLLIN)
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not self.reset():  # another waiter may have consumed what poll() saw
-            if deadline is None:
-                poller.poll()
-            elif (left := deadline - time.monotonic()) <= 0:
-                return False
-            else:
-                poller.poll(left * 1000)
+        with PollSelector() as selector:
+            selector.register(self.fileno(), selectors.EVENT_READ)
+            while not self.reset():  # another waiter may have consumed what was seen
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                selector.select(left)
         return True
 
     def clone(self) -> Self:
         """A second descriptor on the same counter."""
-        copy = type(self).__new__(type(self))
+        copy = object.__new__(type(self))
         copy._fd = os.dup(self.fileno())
         copy._identity = self._identify()
         return copy
@@ -119,6 +140,10 @@ class Event:
         if fd >= 0:
             self._identity = self._identity or object()
             os.close(fd)
+
+    def descriptors(self) -> list[int]:
+        """All it takes to rebuild the event in another process."""
+        return [self.fileno()]
 
     def _identify(self) -> object:
         if self._identity is None:
@@ -248,8 +273,8 @@ class IrqLevelEvent:
         return [self._trigger.fileno(), self._resample.fileno()]
 
     def send(self, connection: socket.socket) -> None:
-        """Hand both descriptors to another process over a Unix socket (SCM_RIGHTS)."""
-        socket.send_fds(connection, [b"L"], self.as_raw_fds())
+        """Hand the event to another process over a Unix socket (SCM_RIGHTS)."""
+        socket.send_fds(connection, [b"L"], [*self._trigger.descriptors(), *self._resample.descriptors()])
 
     @classmethod
     def receive(cls, connection: socket.socket) -> Self:
@@ -258,12 +283,14 @@ class IrqLevelEvent:
         Raises:
             EOFError: The other end closed, or sent something that is not a level event.
         """
-        data, fds, _flags, _address = socket.recv_fds(connection, 1, 2)
-        if data != b"L" or len(fds) != 2:
-            for fd in fds:
-                os.close(fd)
-            raise EOFError(f"expected a level event with 2 descriptors, got {data!r} with {len(fds)}")
-        return cls(Event.from_fd(fds[0]), Event.from_fd(fds[1]))
+        data, fds, _flags, _address = socket.recv_fds(connection, 1, 4)
+        if data == b"L" and len(fds) == 2:
+            return cls(Event.from_fd(fds[0]), Event.from_fd(fds[1]))
+        if data == b"L" and len(fds) == 4:
+            return cls(_socket_pair().from_fds(*fds[:2]), _socket_pair().from_fds(*fds[2:]))
+        for fd in fds:
+            os.close(fd)
+        raise EOFError(f"expected a level event with 2 or 4 descriptors, got {data!r} with {len(fds)}")
 
     def close(self) -> None:
         self._trigger.close()

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING
 import pluggy
 from attrs import frozen
 
+from irqchip_core.errors import Unsupported
+
 if TYPE_CHECKING:
     from irqchip_core.chip import IrqChip, IrqChipCap
+    from irqchip_core.clock import VirtualClock
     from irqchip_core.events import IrqEventIndex, IrqEventSource
     from irqchip_core.routes import IrqRoute
     from irqchip_core.vcpu import Vm
@@ -77,12 +80,14 @@ class Hypervisor(ABC):
         api_version: The `API_VERSION` it was written for.
         summary: One line for `irqchip list`.
         rank: Order among the usable ones when none is named, the lowest first.
+        virtual_time: Whether `create_vm_in_virtual_time` works.
     """
 
     name: str
     api_version: int
     summary: str
     rank: int = 100
+    virtual_time: bool = False
 
     @abstractmethod
     def probe(self) -> str | None:
@@ -91,6 +96,13 @@ class Hypervisor(ABC):
     @abstractmethod
     def create_vm(self) -> Vm:
         """Make an empty VM. Raises an `IrqChipError` that says what to do where `probe` says no."""
+
+    def create_vm_in_virtual_time(self, clock: VirtualClock) -> Vm:
+        """Make an empty VM whose clock is `clock`, and whose vCPUs do the same on every run if one thread runs them.
+
+        They let `clock` elapse as they execute, and `run` returns `InterruptedExit` no later than at its next alarm.
+        """
+        raise Unsupported("its guests run in real time", subject=self.name)
 
 
 @hookspec

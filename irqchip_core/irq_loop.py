@@ -1,14 +1,13 @@
 """The irq loop: waits on a chip's tokens and lets the chip serve them.
 
-`IrqLoop` does it on a thread, `AsyncIrqLoop` in an asyncio event loop. Both follow the chip: an event that
-is registered later is waited on, one that is unregistered is let go. A chip without tokens (all in the
-kernel) is waited on for free.
+`IrqLoop` does it on a thread, `AsyncIrqLoop` in an asyncio event loop, `SteppedIrqLoop` whenever it is told to. All
+follow the chip: an event that is registered later is waited on, one that is unregistered is let go. A chip without
+tokens (all in the kernel) is waited on for free.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import selectors
 import threading
@@ -18,7 +17,7 @@ from typing import Self
 from typing_extensions import override
 
 from irqchip_core.chip import IrqChip
-from irqchip_core.errors import Closed, IrqChipError
+from irqchip_core.errors import IrqChipError
 from irqchip_core.events import Event, IrqEventIndex, IrqEventSource, IrqEventToken
 from irqchip_core.observers import ChipObserver
 
@@ -34,6 +33,7 @@ class _Sources(ChipObserver):
     def __init__(self, chip: IrqChip) -> None:
         self.chip = chip
         self.changed = Event()
+        self._lock = threading.Lock()  # of `changed`: whoever signals it must not meet another file of its number
         self.delayed = chip.irq_delayed_event_token()
         self.tokens: dict[IrqEventIndex, IrqEventToken] = {}
         self.handled = 0
@@ -57,8 +57,9 @@ class _Sources(ChipObserver):
 
     def wake(self) -> None:
         """Let the loop look at what has changed. Harmless once it has ended."""
-        with contextlib.suppress(Closed):
-            self.changed.signal()
+        with self._lock:
+            if not self.changed.closed:
+                self.changed.signal()
 
     def refresh(self) -> tuple[list[IrqEventToken], list[IrqEventToken]]:
         """Take note of the chip's tokens: which are new, and which are gone (to be closed by the caller)."""
@@ -109,7 +110,42 @@ class _Sources(ChipObserver):
         self.tokens.clear()
         if self.delayed is not None:
             self.delayed.close()
-        self.changed.close()
+        with self._lock:
+            self.changed.close()
+
+
+def _watch(sources: _Sources, selector: selectors.BaseSelector) -> None:
+    selector.register(sources.changed, selectors.EVENT_READ)
+    if sources.delayed is not None:
+        selector.register(sources.delayed, selectors.EVENT_READ)
+
+
+def _index(ready: tuple[selectors.SelectorKey, int]) -> int:
+    token = ready[0].data
+    return -1 if token is None else token.index
+
+
+def _round(sources: _Sources, selector: selectors.BaseSelector, timeout: float | None) -> int:
+    """Wait once and serve what is readable, by index; returns how many sources were."""
+    ready = selector.select(timeout)
+    changed = sources.stale and not ready
+    if len(ready) > 1:
+        ready.sort(key=_index)
+    for key, _ in ready:
+        if key.data is not None:
+            sources.serve(key.data)
+        elif key.fileobj is sources.delayed:
+            sources.serve_delayed()
+        else:
+            changed = True
+    if changed:
+        added, gone = sources.refresh()
+        for token in gone:
+            selector.unregister(token.event)
+            token.close()
+        for token in added:
+            selector.register(token.event, selectors.EVENT_READ, token)
+    return len(ready)
 
 
 class IrqLoop:
@@ -187,40 +223,17 @@ class IrqLoop:
 
     def _serve(self, sources: _Sources) -> None:
         with selectors.DefaultSelector() as selector:
-            selector.register(sources.changed, selectors.EVENT_READ)
-            if sources.delayed is not None:
-                selector.register(sources.delayed, selectors.EVENT_READ)
+            _watch(sources, selector)
             while not sources.stopping:
                 with self._lock:
                     flushes = list(self._flushes)
                 timeout = 0.0 if flushes else RETRY_SECONDS if sources.stale else None
-                if self._round(sources, selector, timeout):
+                if _round(sources, selector, timeout):
                     continue
                 with self._lock:  # a round without work: all that was signalled before them is served
                     self._flushes = [done for done in self._flushes if done not in flushes]
                 for done in flushes:
                     done.set()
-
-    @staticmethod
-    def _round(sources: _Sources, selector: selectors.BaseSelector, timeout: float | None) -> int:
-        """Wait once and serve what is readable; returns how many sources were."""
-        ready = selector.select(timeout)
-        changed = sources.stale and not ready
-        for key, _ in ready:
-            if key.data is not None:
-                sources.serve(key.data)
-            elif key.fileobj is sources.delayed:
-                sources.serve_delayed()
-            else:
-                changed = True
-        if changed:
-            added, gone = sources.refresh()
-            for token in gone:
-                selector.unregister(token.event)
-                token.close()
-            for token in added:
-                selector.register(token.event, selectors.EVENT_READ, token)
-        return len(ready)
 
     def __enter__(self) -> Self:
         self.start()
@@ -230,8 +243,39 @@ class IrqLoop:
         self.stop()
 
 
+class SteppedIrqLoop:
+    """Serves a chip's events on the thread and at the moments of the caller's choice: for a VMM in virtual time.
+
+    Args:
+        chip: The chip; it must outlive the loop.
+    """
+
+    def __init__(self, chip: IrqChip) -> None:
+        self._sources = _Sources(chip)
+        self._selector = selectors.DefaultSelector()
+        _watch(self._sources, self._selector)
+
+    def serve(self) -> int:
+        """Serve all that is signalled now, consequences included, without waiting; returns how many signals.
+
+        Those that are there at once are served in the order of their indices.
+        """
+        before = self._sources.handled
+        while _round(self._sources, self._selector, 0):
+            pass
+        return self._sources.handled - before
+
+    def close(self) -> None:
+        """Let go of the chip. Closing twice is harmless."""
+        if not self._sources.changed.closed:
+            self._selector.close()
+            self._sources.close()
+
+
 class AsyncIrqLoop:
     """Serves a chip's events in the running asyncio event loop; an asynchronous context manager.
+
+    The event loop must have `add_reader`; on Windows that is `asyncio.SelectorEventLoop`.
 
     Args:
         chip: The chip; it must outlive the loop.

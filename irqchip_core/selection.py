@@ -6,14 +6,16 @@ Every candidate that does not fit has a reason, and the error that says so lists
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from typing import Any
 
 from attrs import evolve, frozen
 
 from irqchip_core.arguments import check_type
 from irqchip_core.chip import IrqChip, IrqChipCap
+from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import InvalidArgument, IrqChipError, NothingSuitable, PluginError, WrongType
 from irqchip_core.hook_caller import HookCaller
 from irqchip_core.hookspecs import Backend, Hypervisor, Probe
@@ -96,13 +98,14 @@ def survey(
     hypervisor: str | None = None,
     require: Collection[IrqChipCap] = (),
     prefer: Collection[str] = (),
+    virtual_time: bool = False,
     plugins: Plugins | None = None,
 ) -> list[Candidate]:
     """What `select` chooses among, in the order in which it is taken, each judged on a real VM.
 
     Arguments and errors are those of `select`, which takes the first that fits.
     """
-    with contextlib.closing(_survey(name, hypervisor, require, prefer, plugins)) as judged:
+    with contextlib.closing(_survey(name, hypervisor, require, prefer, virtual_time, plugins)) as judged:
         return list(judged)
 
 
@@ -112,6 +115,7 @@ def select(
     hypervisor: str | None = None,
     require: Collection[IrqChipCap] = (),
     prefer: Collection[str] = (),
+    virtual_time: bool = False,
     plugins: Plugins | None = None,
 ) -> Candidate:
     """Choose a chip and the hypervisor for it, before there is a VM.
@@ -124,6 +128,7 @@ def select(
         hypervisor: The hypervisor; without one, what `HYPERVISOR_VARIABLE` names, else any.
         require: What the chip must be able to do.
         prefer: Names of backends to be tried before others; those that are not installed are passed over.
+        virtual_time: Whether the guest is to live in virtual time.
         plugins: Where to look instead of in what is installed.
 
     Raises:
@@ -133,7 +138,7 @@ def select(
     """
     plugins = installed() if plugins is None else plugins
     refused = []
-    with contextlib.closing(_survey(name, hypervisor, require, prefer, plugins)) as judged:
+    with contextlib.closing(_survey(name, hypervisor, require, prefer, virtual_time, plugins)) as judged:
         for candidate in judged:
             if candidate.refusal is None:
                 return candidate
@@ -147,6 +152,7 @@ def _survey(
     hypervisor: str | None,
     require: Collection[IrqChipCap],
     prefer: Collection[str],
+    virtual_time: bool,
     plugins: Plugins | None,
 ) -> Generator[Candidate]:
     plugins = installed() if plugins is None else plugins
@@ -164,7 +170,7 @@ def _survey(
     for backend in backends:
         if only is None and backend.hypervisors is not None and not backend.hypervisors & set(order):
             pairs += [(missing, backend) for missing in sorted(backend.hypervisors)]
-    with vms(plugins) as vm_of:
+    with vms(plugins, virtual_time=virtual_time) as vm_of:
         for place, backend in sorted(pairs, key=lambda pair: _place(pair[1], prefer)):
             vm = vm_of(place)
             if isinstance(vm, str):
@@ -178,7 +184,7 @@ def _could_serve(backend: Backend, hypervisor: str) -> bool:
 
 
 @contextlib.contextmanager
-def vms(plugins: Plugins) -> Iterator[Callable[[str], Vm | str]]:
+def vms(plugins: Plugins, *, virtual_time: bool = False) -> Iterator[Callable[[str], Vm | str]]:
     """Gives a function from the name of a hypervisor to an empty VM of it, or to the reason why there is none.
 
     Each VM is made when it is first asked for, and closed in the end.
@@ -188,7 +194,7 @@ def vms(plugins: Plugins) -> Iterator[Callable[[str], Vm | str]]:
     def vm_of(name: str) -> Vm | str:
         if name not in made:
             try:
-                made[name] = create_vm(name, plugins=plugins)
+                made[name] = create_vm(name, clock=VirtualClock() if virtual_time else None, plugins=plugins)
             except NothingSuitable as error:
                 made[name] = error.refusals[0][1]
             except IrqChipError as error:
@@ -276,36 +282,57 @@ def _nothing(name: str | None, argument: str, refusals: list[tuple[str, str]], p
     return NothingSuitable(problem, refusals=refusals, argument=argument, remedy=remedy)
 
 
-def create_vm(name: str | None = None, *, plugins: Plugins | None = None) -> Vm:
+def create_vm(
+    name: str | None = None,
+    *,
+    backend: str | None = None,
+    clock: VirtualClock | None = None,
+    plugins: Plugins | None = None,
+) -> Vm:
     """Make an empty VM.
 
     Args:
         name: The hypervisor; without one, what `HYPERVISOR_VARIABLE` names, else the first that is usable in
-            order of preference. `select` finds one on which a certain chip can be had.
+            order of preference. `select` finds one on which a chip fits.
+        backend: Which chip the VM is for; without a `name`, only hypervisors that it can serve are considered.
+        clock: For a VM whose guest lives in virtual time: what it executes moves this clock on.
         plugins: Where to look instead of in what is installed.
 
     Raises:
-        UnknownName: No installed plugin offers `name`.
+        UnknownName: No installed plugin offers `name` or `backend`.
         NothingSuitable: The one named, or none of all, can be used here; each with its reason.
     """
     plugins = installed() if plugins is None else plugins
     refusals = []
     asked, argument = asked_for(name, HYPERVISOR_VARIABLE)
-    hypervisors: Iterable[Hypervisor] = plugins.hypervisors.values()
-    if asked is not None:
-        hypervisors = [named(asked, plugins.hypervisors, "hypervisor", plugins, argument)]
-    for hypervisor in hypervisors:
-        refusal = usable(hypervisor)
+    for hypervisor in hypervisor_candidates(name, backend=backend, plugins=plugins):
+        refusal = usable(hypervisor, virtual_time=clock is not None)
         if refusal is None:
-            vm: Vm = _made_by(hypervisor, hypervisor.create_vm, Vm)
+            make = hypervisor.create_vm
+            if clock is not None:
+                make = functools.partial(hypervisor.create_vm_in_virtual_time, clock)
+            vm: Vm = _made_by(hypervisor, make, Vm)
             return vm
         refusals.append((hypervisor.name, refusal))
+    purpose = f" for {backend}" if backend is not None else ""
     raise NothingSuitable(
-        f"hypervisor {asked} cannot be used here" if asked else "no hypervisor can be used here",
+        f"hypervisor {asked} cannot be used here" if asked else f"no hypervisor can be used here{purpose}",
         refusals=refusals,
         argument=argument,
         remedy="" if refusals else "pip install irqchip-kvm, for one",
     )
+
+
+def hypervisor_candidates(
+    name: str | None = None, *, backend: str | None = None, plugins: Plugins | None = None
+) -> list[Hypervisor]:
+    """The hypervisors that `create_vm` tries, in its order. Raises `UnknownName`."""
+    plugins = installed() if plugins is None else plugins
+    served = None if backend is None else find_backend(backend, plugins=plugins).hypervisors
+    asked, argument = asked_for(name, HYPERVISOR_VARIABLE)
+    if asked is not None:
+        return [named(asked, plugins.hypervisors, "hypervisor", plugins, argument)]
+    return [one for one in plugins.hypervisors.values() if served is None or one.name in served]
 
 
 def _made_by(maker: Backend | Hypervisor, make: Callable[[], Any], kind: type[Any]) -> Any:
@@ -321,8 +348,10 @@ def _made_by(maker: Backend | Hypervisor, make: Callable[[], Any], kind: type[An
     return made
 
 
-def usable(hypervisor: Hypervisor) -> str | None:
-    """None if `hypervisor` can be used here, else why not."""
+def usable(hypervisor: Hypervisor, *, virtual_time: bool = False) -> str | None:
+    """None if `hypervisor` can be used here (for guests in virtual time, if they are wanted), else why not."""
+    if virtual_time and not hypervisor.virtual_time:
+        return "its guests run in real time, which never repeats; unicorn's can run in virtual time"
     try:
         return hypervisor.probe()
     except Exception as error:  # as in judge()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol, Self, runtime_checkable
 
+from irqchip_core.clock import Clock
 from irqchip_core.exits import Exit
 from irqchip_core.x86.registers import CpuidEntry, Regs, Sregs
 
@@ -112,6 +113,11 @@ class Vm(Protocol):
     @property
     def hypervisor(self) -> str:
         """Name under which the hypervisor is registered, such as ``kvm``."""
+        ...
+
+    @property
+    def clock(self) -> Clock:
+        """The time that passes for the guest, which chips and devices share."""
         ...
 
     def map_memory(self, guest_address: int, size: int) -> memoryview:

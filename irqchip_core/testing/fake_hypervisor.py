@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import Self
 
+from irqchip_core.clock import Clock, MonotonicClock
 from irqchip_core.exits import Exit, InterruptedExit, MsrExit
 from irqchip_core.x86.registers import CpuidEntry, Regs, Sregs
 
@@ -103,6 +104,7 @@ class FakeVm:
 
     Attributes:
         msrs: The MSRs whose accesses it was told to report.
+        clock: The time of its chip.
     """
 
     hypervisor = "fake"
@@ -111,6 +113,7 @@ class FakeVm:
         self.tsc_hz = tsc_hz
         self.can_exit_on_msrs = can_exit_on_msrs
         self.msrs: list[range] = []
+        self.clock: Clock = MonotonicClock()
 
     def map_memory(self, guest_address: int, size: int) -> memoryview:
         return memoryview(bytearray(size))

@@ -2,13 +2,15 @@
 
 What chips that emulate them have in common; where the IOAPIC's messages go is the chip's business.
 
-Two locks, taken in this order:
+Three locks, taken in this order:
 
-1. `ioapic_lock`: the IOAPIC. A vCPU holds it while it reads or writes a register of it. `service_event` never waits
+1. `routes_lock`: who connects what: routes change, and a chip registers events according to them.
+2. `ioapic_lock`: the IOAPIC. A vCPU holds it while it reads or writes a register of it. `service_event` never waits
    for it: a busy IOAPIC delays the event.
-2. `lock`: all else here, and whatever the chip adds (local APICs). Held for microseconds.
+3. `lock`: all else here, and whatever the chip adds (local APICs). Held for microseconds.
 
-`deliver` and `interrupt_line_changed` are called with `lock` held.
+`deliver` and `interrupt_line_changed` are called with `lock` held, `deliver` with `ioapic_lock` too;
+`entries_changed` with `ioapic_lock`; `commit_routes` with `routes_lock` and `ioapic_lock`.
 """
 
 from __future__ import annotations
@@ -16,10 +18,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping
 
-from typing_extensions import override
-
 from irqchip_core.allocator import SystemAllocator
-from irqchip_core.bus import Access, Bus, BusDevice
+from irqchip_core.bus import Bus, BusDevice
 from irqchip_core.clock import Clock
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.event_table import EventSlot, EventTable
@@ -32,6 +32,14 @@ from irqchip_core.events import (
     PlatformDeviceId,
 )
 from irqchip_core.routes import X86_PINS, IrqSourceChip, MsiSource, PinSource, RoutingTable, default_routes
+from irqchip_core.x86.board_devices import (
+    IOAPIC_LENGTH,
+    PIC_RANGES,
+    PIT_RANGES,
+    IoapicPage,
+    PicPorts,
+    PitPorts,
+)
 from irqchip_core.x86.effects import Effects, Resample
 from irqchip_core.x86.ioapic import Ioapic
 from irqchip_core.x86.msi import Message, decode_msi
@@ -39,15 +47,13 @@ from irqchip_core.x86.pic import Pic
 from irqchip_core.x86.pit import Pit
 from irqchip_core.x86.state import IOAPIC_BASE, IoapicState, PicSelect, PicState, PitState
 
-IOAPIC_LENGTH = 0x100
-PIC_RANGES = ((0x20, 2), (0xA0, 2), (0x4D0, 2))
-PIT_RANGES = ((0x40, 8), (0x61, 1))
 TIMER_GSI = 0
 TIMER_SOURCE = IrqEventSource(PlatformDeviceId.PIT, 0, "userspace PIT")
 
 _PIC_LINES = {IrqSourceChip.PIC_PRIMARY: 0, IrqSourceChip.PIC_SECONDARY: 8}
 # Who asserts a line; it is high while any of them does.
 _DIRECT, _PULSED, _RESAMPLED = 1, 2, 4
+_Place = tuple[Bus, BusDevice, int, int]
 
 
 class Board:
@@ -60,6 +66,8 @@ class Board:
         deliver: Takes each message of the IOAPIC and of MSI routes; says whether a local APIC accepted it.
         interrupt_line_changed: Told the level of the PICs' INT output when it changes.
         deadline_changed: Told when `expire` wants to be called, if that is new.
+        entries_changed: Told that redirection entries may have changed, before anything is sent according to them.
+        commit_routes: Told the next routing table before it counts. If it raises, the routes stay as they are.
 
     Attributes:
         pic, ioapic, pit: The controllers. Use them with their lock only.
@@ -77,9 +85,12 @@ class Board:
         deliver: Callable[[Message], bool],
         interrupt_line_changed: Callable[[bool], None],
         deadline_changed: Callable[[int], None],
+        entries_changed: Callable[[], None] = lambda: None,
+        commit_routes: Callable[[RoutingTable], None] = lambda routes: None,
     ) -> None:
         self.name = name
         self.clock = clock
+        self.routes_lock = threading.Lock()
         self.ioapic_lock = threading.Lock()
         self.lock = threading.Lock()
         self.pic = Pic()
@@ -90,6 +101,8 @@ class Board:
         self._deliver = deliver
         self._interrupt_line_changed = interrupt_line_changed
         self._deadline_changed = deadline_changed
+        self._entries_changed = entries_changed
+        self._commit_routes = commit_routes
         self._interrupt_line = False
         self._asserted: dict[int, int] = {}  # by GSI: who asserts it
         self._pins: Mapping[IrqSourceChip, int] = {**X86_PINS, IrqSourceChip.IOAPIC: pins}
@@ -224,6 +237,13 @@ class Board:
             self._interrupt_line = self.pic.interrupt_requested
             self._interrupt_line_changed(self._interrupt_line)
 
+    def write_ioapic(self, offset: int, size: int, value: int) -> None:
+        """The guest writes a register of the IOAPIC."""
+        with self.ioapic_lock:
+            effects = self.ioapic.write(offset, size, value, self.clock.now())
+            self._entries_changed()
+            self._carry_out(effects)
+
     # Ends of interrupts
 
     def broadcast_eoi(self, vector: int) -> None:
@@ -269,19 +289,31 @@ class Board:
 
     # Routes
 
-    def set_routes(self, routes: RoutingTable) -> None:
-        """Replace all routes. A line that is high lets go of its old pins and asserts the new ones."""
-        with self.ioapic_lock, self.lock:
-            moved = [gsi for gsi in self._asserted if self.routes[gsi] != routes[gsi]]
-            for gsi in moved:
-                self._drive(self.routes[gsi], False)
-            self.routes = routes
-            for gsi in moved:
-                if routes[gsi]:
-                    self._drive(routes[gsi], True)
-                else:
-                    del self._asserted[gsi]
-        self._find_level_lines()
+    def change_routes(self, change: Callable[[RoutingTable], RoutingTable]) -> RoutingTable:
+        """Replace all routes by what `change` makes of them, and return that.
+
+        A line that is high lets go of its old pins and asserts the new ones. What `change` or `commit_routes` raises
+        leaves everything as it was.
+        """
+        with self.routes_lock:
+            routes = change(self.routes)
+            with self.ioapic_lock:
+                self._commit_routes(routes)
+                with self.lock:
+                    self._exchange_routes(routes)
+            self._find_level_lines()
+        return routes
+
+    def _exchange_routes(self, routes: RoutingTable) -> None:
+        moved = [gsi for gsi in self._asserted if self.routes[gsi] != routes[gsi]]
+        for gsi in moved:
+            self._drive(self.routes[gsi], False)
+        self.routes = routes
+        for gsi in moved:
+            if routes[gsi]:
+                self._drive(routes[gsi], True)
+            else:
+                del self._asserted[gsi]
 
     # Time
 
@@ -315,9 +347,9 @@ class Board:
         if self._finalized:
             raise InvalidArgument("the devices are on their buses already", subject=self.name, remedy="call it once")
         places: list[_Place] = [
-            *((io_bus, _PicPorts(self), base, length) for base, length in PIC_RANGES),
-            *((io_bus, _PitPorts(self), base, length) for base, length in PIT_RANGES),
-            (mmio_bus, _IoapicPage(self), IOAPIC_BASE, IOAPIC_LENGTH),
+            *((io_bus, PicPorts(self), base, length) for base, length in PIC_RANGES),
+            *((io_bus, PitPorts(self), base, length) for base, length in PIT_RANGES),
+            (mmio_bus, IoapicPage(self), IOAPIC_BASE, IOAPIC_LENGTH),
             *others,
         ]
         done: list[tuple[Bus, int]] = []
@@ -360,6 +392,7 @@ class Board:
     def set_ioapic_state(self, state: IoapicState) -> None:
         with self.ioapic_lock:
             self.ioapic.set_state(state, self.clock.now())
+            self._entries_changed()
             wake_at = self.ioapic.wake_at
             with self.lock:
                 self._learn_lines(state.current_interrupt_level_bitmap)
@@ -389,72 +422,3 @@ class Board:
         self.events.close()
         self._timer.close()
         self._delayed_trigger.close()
-
-
-_Place = tuple[Bus, BusDevice, int, int]
-
-
-class _PicPorts(BusDevice):
-    debug_label = "userspace PIC"
-    self_synchronized = True
-
-    def __init__(self, board: Board) -> None:
-        self._board = board
-
-    @override
-    def read(self, access: Access) -> int:
-        board = self._board
-        with board.lock:
-            value = board.pic.read(access.address, access.size)  # a poll acknowledges
-            board.update_interrupt_line()
-        board.settle_pics()
-        return value
-
-    @override
-    def write(self, access: Access, value: int) -> None:
-        board = self._board
-        with board.lock:
-            board.pic.write(access.address, access.size, value)
-            board.update_interrupt_line()
-        board.settle_pics()
-
-
-class _PitPorts(BusDevice):
-    debug_label = "userspace PIT"
-    self_synchronized = True
-
-    def __init__(self, board: Board) -> None:
-        self._board = board
-
-    @override
-    def read(self, access: Access) -> int:
-        board = self._board
-        with board.lock:
-            return board.pit.read(access.address, access.size, board.clock.now())
-
-    @override
-    def write(self, access: Access, value: int) -> None:
-        board = self._board
-        with board.lock:
-            board.pit.write(access.address, access.size, value, board.clock.now())
-            board.pit_written()
-
-
-class _IoapicPage(BusDevice):
-    debug_label = "userspace IOAPIC"
-    self_synchronized = True
-
-    def __init__(self, board: Board) -> None:
-        self._board = board
-
-    @override
-    def read(self, access: Access) -> int:
-        board = self._board
-        with board.ioapic_lock:
-            return board.ioapic.read(access.offset, access.size, board.clock.now())
-
-    @override
-    def write(self, access: Access, value: int) -> None:
-        board = self._board
-        with board.ioapic_lock:
-            board._carry_out(board.ioapic.write(access.offset, access.size, value, board.clock.now()))

@@ -13,6 +13,7 @@ from tests.chips.taker import Taker, program_ioapic, program_pics
 
 CHIPS = [
     pytest.param(("kvm_kernel", "kvm"), marks=pytest.mark.kvm, id="kvm_kernel"),
+    pytest.param(("kvm_split", "kvm"), marks=pytest.mark.kvm, id="kvm_split"),
     pytest.param(("userspace", "kvm"), marks=pytest.mark.kvm, id="userspace-kvm"),
     pytest.param(("userspace", "unicorn"), id="userspace-unicorn"),
 ]

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 
 import pytest
 
 from irqchip_core.errors import InvalidArgument, IrqChipError
-from irqchip_core.events import IrqEdgeEvent, IrqEventSource, IrqEventToken, IrqLevelEvent, PlatformDeviceId
-from irqchip_core.irq_loop import AsyncIrqLoop, IrqLoop
+from irqchip_core.events import (
+    IrqEdgeEvent,
+    IrqEventIndex,
+    IrqEventSource,
+    IrqEventToken,
+    IrqLevelEvent,
+    PlatformDeviceId,
+)
+from irqchip_core.irq_loop import AsyncIrqLoop, IrqLoop, SteppedIrqLoop
 from tests.core.table_chip import TableChip
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = pytest.mark.usefixtures("no_leaks", "kind")
 
 SOURCE = IrqEventSource(PlatformDeviceId.SERIAL, 0, "COM1")
 
@@ -244,3 +252,46 @@ def test_asyncio_follows_what_is_registered() -> None:
         asyncio.run(asyncio.wait_for(_serve_in_asyncio(chip, before, after), 10))
         assert chip.served == [4, 5]
         assert chip.observers._observers == ()
+
+
+# --- in steps
+
+
+def test_steps_serve_what_is_there_in_the_order_of_indices() -> None:
+    with TableChip() as chip, contextlib.ExitStack() as stack:
+        events = [stack.enter_context(IrqEdgeEvent()) for _ in range(5)]
+        for gsi, event in enumerate(events[:4]):
+            chip.register_edge_irq_event(gsi, event, SOURCE)
+        with contextlib.closing(SteppedIrqLoop(chip)) as loop:
+            for gsi in (3, 0, 2):
+                events[gsi].trigger()
+            assert loop.serve() == 3
+            assert chip.served == [0, 2, 3]
+            assert loop.serve() == 0
+            chip.register_edge_irq_event(4, events[4], SOURCE)
+            chip.unregister_edge_irq_event(0, events[0])
+            for gsi in (4, 1):
+                events[gsi].trigger()
+            assert loop.serve() == 2
+            assert chip.served == [0, 2, 3, 1, 4]
+            chip.delayed.signal()
+            assert loop.serve() == 1
+            assert chip.delayed_rounds == 1
+        loop.close()
+
+
+def test_a_step_serves_consequences_too() -> None:
+    class Chain(TableChip):
+        def service_irq_event(self, index: IrqEventIndex) -> None:
+            super().service_irq_event(index)
+            if index < 3:
+                events[index + 1].trigger()
+
+    with Chain() as chip, contextlib.ExitStack() as stack:
+        events = [stack.enter_context(IrqEdgeEvent()) for _ in range(4)]
+        for gsi, event in enumerate(events):
+            chip.register_edge_irq_event(gsi, event, SOURCE)
+        with contextlib.closing(SteppedIrqLoop(chip)) as loop:
+            events[0].trigger()
+            assert loop.serve() == 4
+            assert chip.served == [0, 1, 2, 3]

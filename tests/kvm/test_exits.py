@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import pytest
 
@@ -220,19 +221,70 @@ def test_window_and_injection(vm: KvmVm) -> None:
     assert expect_io(vcpu).port == 0x12
 
 
-def test_one_injection_at_a_time_in_split_mode(vm: KvmVm) -> None:
-    vm.enable_split_irqchip()
-    vcpu = long_mode_taker(vm)
-    lapic = vcpu.get_lapic_state()
-    lapic.regs[0x35] = 0x700  # LVT LINT0: ExtINT, through which a PIC in user space comes
-    vcpu.set_lapic_state(lapic)
+def until_ready(vcpu: KvmVcpu) -> KvmVcpu:
+    """Run the guest until an interrupt can be injected."""
     vcpu.set_interrupt_window_requested(True)
     assert run_until_exit(vcpu) == IrqWindowExit()
     vcpu.set_interrupt_window_requested(False)
+    assert vcpu.ready_for_interrupt()
+    return vcpu
+
+
+def split_taker(vm: KvmVm) -> KvmVcpu:
+    """The guest with a PIC in user space connected to LINT0, ready for its interrupt."""
+    vm.enable_split_irqchip()
+    vcpu = long_mode_taker(vm)
+    lapic = vcpu.get_lapic_state()
+    lapic.regs[0x35] = 0x700  # LVT LINT0: ExtINT
+    vcpu.set_lapic_state(lapic)
+    return until_ready(vcpu)
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_one_injection_at_a_time(vm: KvmVm, split: bool) -> None:
+    """Without a chip in the kernel a second one would replace the first."""
+    vcpu = split_taker(vm) if split else until_ready(real_mode(vm, b"\xfb" + ENDLESS)[0])  # sti; jmp .
     vcpu.interrupt(0x61)
-    with pytest.raises(HypervisorError, match="at most one per exit"):
+    assert not vcpu.ready_for_interrupt()
+    with pytest.raises(HypervisorError, match="try at the next exit"):
         vcpu.interrupt(0x62)
-    assert taken(vcpu) == 0x61
+    if split:
+        assert taken(vcpu) == 0x61
+
+
+def test_a_queued_interrupt_is_told_until_the_guest_takes_it(vm: KvmVm) -> None:
+    vcpu = split_taker(vm)
+    assert vcpu.queued_interrupt() is None
+    vcpu.interrupt(0x61)
+    assert vcpu.queued_interrupt() == 0x61
+    vcpu.kick()
+    assert vcpu.run() == InterruptedExit()  # before it has executed anything
+    assert vcpu.get_sregs().interrupt_bitmap == 0
+    assert vcpu.queued_interrupt() == 0x61
+    assert taken(vcpu) == 0x61  # its handler runs with IF clear
+    assert vcpu.queued_interrupt() is None
+
+
+def test_readiness_is_known_from_one_run_until_the_host_sets_state(vm: KvmVm) -> None:
+    vm.enable_split_irqchip()
+    vcpu = long_mode(vm, HALT)
+    assert not vcpu.readiness_known
+    vcpu.kick()
+    vcpu.run()
+    assert vcpu.readiness_known
+    setters: list[Callable[[], None]] = [
+        lambda: vcpu.set_regs(vcpu.get_regs()),
+        lambda: vcpu.set_sregs(vcpu.get_sregs()),
+        lambda: vcpu.set_lapic_state(vcpu.get_lapic_state()),
+        lambda: vcpu.set_mp_state(vcpu.get_mp_state()),
+        lambda: vcpu.set_vcpu_events(vcpu.get_vcpu_events()),
+    ]
+    for setter in setters:
+        setter()
+        assert not vcpu.readiness_known
+        vcpu.kick()
+        vcpu.run()
+        assert vcpu.readiness_known
 
 
 @pytest.mark.parametrize("vector", [-1, 256])

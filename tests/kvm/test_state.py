@@ -10,13 +10,14 @@ import pytest
 
 from irqchip_core.chip import MPState
 from irqchip_core.errors import HypervisorError, InvalidArgument, Unsupported, WrongType
-from irqchip_core.exits import HltExit, InterruptedExit
+from irqchip_core.exits import HltExit, InterruptedExit, IoapicEoiExit
+from irqchip_core.routes import IrqRoute
 from irqchip_core.x86.registers import CpuidEntry, Regs
 from irqchip_core.x86.state import PicInitState, PicSelect, PicState, PitRwMode
-from irqchip_kvm import Cap, Kvm, KvmVm
+from irqchip_kvm import Cap, Kvm, KvmVm, abi
 from irqchip_kvm.plugin import KvmHypervisor
 
-from .guest import HALT, long_mode_taker, real_mode, running
+from .guest import HALT, long_mode_taker, real_mode, run_until_exit, running, taken
 
 pytestmark = pytest.mark.kvm
 
@@ -125,6 +126,26 @@ def test_32_bit_apic_ids(vm: KvmVm) -> None:
     sregs.apic_base = 0xFEE00C00  # enabled, x2APIC mode
     vcpu.set_sregs(sregs)
     assert vcpu.get_lapic_state().regs[2] == 3
+
+
+@pytest.mark.parametrize("suppressed", [False, True])
+def test_eoi_exits_end_where_the_guest_suppresses_the_broadcast(vm: KvmVm, suppressed: bool) -> None:
+    vm.enable_split_irqchip()
+    if suppressed and not vm.check_extension(Cap.X2APIC_API) & abi.X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST:
+        pytest.skip("this kernel reports the EOI all the same (before Linux 6.19)")
+    vm.enable_x2apic_api()
+    level = 0x4A | 1 << 15 | 1 << 14
+    vm.set_gsi_routing([IrqRoute.msi(10, 0xFEE00000, level)])
+    vcpu = long_mode_taker(vm)
+    lapic = vcpu.get_lapic_state()
+    lapic.regs[0xF] |= suppressed << 12  # spurious-interrupt vector register (Intel SDM vol. 3, 12.9)
+    vcpu.set_lapic_state(lapic)
+    assert vm.signal_msi(0xFEE00000, level)
+    assert taken(vcpu) == 0x4A
+    if not suppressed:
+        assert run_until_exit(vcpu) == IoapicEoiExit(0x4A)
+    assert vm.signal_msi(0xFEE00000, 0x50)
+    assert taken(vcpu) == 0x50
 
 
 def test_pics(vm: KvmVm) -> None:

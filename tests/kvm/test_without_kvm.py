@@ -88,3 +88,39 @@ def test_probe_says_why_not_and_what_helps(run: Run, kvm_is: str) -> None:
     done = run("probe", "kvm_kernel")
     assert (done.returncode, done.stderr) == (1, "")
     check_message(kvm_is, done.stdout)
+
+
+@pytest.mark.parametrize("kvm_is", ["missing"], indirect=True)
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_run_takes_another_hypervisor_and_says_why(run: Run, kvm_is: str, vcpus: int) -> None:
+    done = run("run", "--vcpus", str(vcpus))
+    assert done.returncode == 0, done
+    not_kvm, choice = done.stderr.splitlines()
+    assert not_kvm.startswith("irqchip: not on hypervisor kvm: ")
+    check_message(kvm_is, not_kvm)
+    assert choice == (
+        "irqchip: demonstration guest on chip userspace (the first that fits), hypervisor unicorn "
+        f"(the first that is usable), vCPUs: {vcpus}"
+    )
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "Every interrupt was taken exactly as often as it was raised."
+    table = {cells[0]: cells[2:] for cells in map(str.split, lines[lines.index("") + 1 : -1])}
+    assert table["ioapic-level"] == [str(30 * vcpus)] * 3 + ["30"] * vcpus
+    for source in ("ioapic-edge", "msi", "timer-one-shot", "timer-deadline", "ipi-self"):
+        assert table[source] == [str(10 * vcpus)] * 3 + ["10"] * vcpus
+    assert table["pic-edge"] == table["pit"] == ["10"] * 4 + ["0"] * (vcpus - 1)
+
+
+def test_a_chip_that_needs_kvm_says_why_not_and_what_helps(run: Run, kvm_is: str) -> None:
+    done = run("run", "--chip", "kvm_kernel")
+    assert (done.returncode, done.stdout) == (2, "")
+    first, reason = done.stderr.splitlines()
+    assert first == "irqchip: no hypervisor can be used here for kvm_kernel"
+    check_message(kvm_is, reason)
+
+
+def test_what_needs_no_kvm_is_viable(run: Run) -> None:
+    done = run("probe", "userspace")
+    assert (done.returncode, done.stderr) == (0, "")
+    on_unicorn = next(line for line in done.stdout.splitlines() if line.startswith("on unicorn: "))
+    assert on_unicorn == "on unicorn: viable (mp_state_get_set, tsc_deadline_timer, x2apic)"

@@ -9,7 +9,8 @@ import pytest
 
 from irqchip_core import cli
 from irqchip_core.chip import IrqChipCap
-from irqchip_core.errors import InvalidArgument, NothingSuitable, PluginError, UnknownName, WrongType
+from irqchip_core.clock import VirtualClock
+from irqchip_core.errors import InvalidArgument, NothingSuitable, PluginError, UnknownName, Unsupported, WrongType
 from irqchip_core.plugins import discover, installed
 from irqchip_core.selection import BACKEND_VARIABLE, HYPERVISOR_VARIABLE, candidates, create_irqchip, create_vm, select
 from tests.plugins.fake_plugins import Install, any_vm, backend, hypervisor, only_ours
@@ -87,6 +88,45 @@ def test_hypervisors_are_chosen_likewise(install: Install) -> None:
     del found.hypervisors["works"]
     with pytest.raises(NothingSuitable, match="raises: its probe failed with OSError: disk"):
         create_vm(plugins=found)
+
+
+def test_a_vm_is_chosen_for_its_chip(install: Install) -> None:
+    install("first", hypervisor("first", rank=-3))
+    install("second", hypervisor("second", rank=-2))
+    install("chip", backend("needs_second", hypervisors="frozenset({'second'})"))
+    install("lost", backend("needs_third", hypervisors="frozenset({'third'})"))
+    found = only_ours()
+    assert create_vm(plugins=found).hypervisor == "first"
+    assert create_vm(backend="needs_second", plugins=found).hypervisor == "second"
+    assert create_vm("first", backend="needs_second", plugins=found).hypervisor == "first"  # the chip will say why not
+    with pytest.raises(NothingSuitable, match="no hypervisor can be used here for needs_third; pip install"):
+        create_vm(backend="needs_third", plugins=found)
+    with pytest.raises(UnknownName, match="did you mean needs_second"):
+        create_vm(backend="needs_secnd", plugins=found)
+
+
+IN_VIRTUAL_TIME = """
+    virtual_time = True
+    def create_vm_in_virtual_time(self, clock):
+        vm = Vm()
+        vm.clock = clock
+        return vm
+
+@hookimpl
+"""
+
+
+def test_virtual_time_is_for_hypervisors_that_have_it(install: Install) -> None:
+    install("real", hypervisor("real", rank=-3))
+    install("virtual", hypervisor("virtual", rank=-2).replace("@hookimpl\n", IN_VIRTUAL_TIME))
+    found = only_ours()
+    clock = VirtualClock()
+    vm = create_vm(clock=clock, plugins=found)
+    assert (vm.hypervisor, vm.clock) == ("virtual", clock)
+    with pytest.raises(NothingSuitable, match="real: its guests run in real time, which never repeats"):
+        create_vm("real", clock=clock, plugins=found)
+    with pytest.raises(Unsupported, match="real: its guests run in real time"):
+        found.hypervisors["real"].create_vm_in_virtual_time(clock)
 
 
 def test_with_nothing_installed_the_error_says_what_to_install() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 import subprocess
 import threading
-from functools import partial
 from pathlib import Path
 
 import pytest
 
+from irqchip_core.clock import VirtualClock
 from irqchip_core.exits import Exit, HltExit, InterruptedExit, IoExit, MmioExit
 from irqchip_core.vcpu import Vcpu, VcpuX86_64, Vm
 from irqchip_core.x86.registers import Regs
@@ -76,23 +76,17 @@ def test_data_beside_code_is_no_change_of_code(vm: UnicornVm) -> None:
 # --- the same again
 
 
-def instructions_of(vms: list[UnicornVm]) -> int:
-    return vms[0].instructions
-
-
-def test_a_run_repeats_exactly_with_a_clock_of_instructions() -> None:
+def test_a_run_repeats_exactly_in_virtual_time() -> None:
     # 1: rdtsc; out %al, $0x10; in $0x11, %al; mov %eax, %ecx; and $0xff, %ecx; 2: loop 2b; sti; jmp 1b
     code = b"\x0f\x31\xe6\x10\xe4\x11\x89\xc1\x81\xe1\xff\0\0\0\xff\xc1\xe2\xfe\xfb\xeb\xeb"
     traces = []
     for _ in range(5):
-        vms: list[UnicornVm] = []
-        with UnicornVm(clock=partial(instructions_of, vms)) as vm:
-            vms.append(vm)
+        with UnicornVm(VirtualClock()) as vm:
             machine = Machine(vm, "long", code)
             trace_: list[object] = []
             for number in range(100):
                 exit_ = machine.run()
-                trace_.append((type(exit_), machine.vcpu.get_regs(), vm.instructions))
+                trace_.append((type(exit_), machine.vcpu.get_regs(), vm.clock.now(), vm.instructions))
                 if isinstance(exit_, IoExit) and not exit_.is_write:
                     exit_.data[0] = number
                 machine.vcpu.set_interrupt_window_requested(number % 3 == 0)

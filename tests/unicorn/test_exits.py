@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.exits import (
     HltExit,
@@ -15,6 +16,7 @@ from irqchip_core.exits import (
 )
 from irqchip_core.x86.registers import CpuidEntry
 from irqchip_unicorn import UnicornVcpu, UnicornVm
+from irqchip_unicorn.vcpu import NS_PER_INSTRUCTION
 
 from .guest import CODE, HALT, PAGE_TABLES, Machine
 
@@ -388,20 +390,24 @@ def test_supported_cpuid_is_of_a_virtual_x86_64_without_a_chip(vm: UnicornVm) ->
 
 @pytest.mark.parametrize("code", [b"\x0f\x31", b"\x0f\x01\xf9"], ids=["rdtsc", "rdtscp"])
 def test_tsc_is_the_clock(code: bytes) -> None:
-    times = iter([0x1_0000_0005, 7])
-    with UnicornVm(clock=lambda: next(times)) as vm:
+    clock = VirtualClock(0x1_0000_0005)
+    with UnicornVm(clock) as vm:
         machine = Machine(vm, "long", code + HALT)
         assert machine.run() == HltExit()
         regs = machine.vcpu.get_regs()
-        assert (regs.rax, regs.rdx, regs.rip) == (5, 1, CODE + len(code) + 1)
-        assert machine.vcpu.tsc() == 7
+        assert (regs.rdx, regs.rip) == (1, CODE + len(code) + 1)
+        assert 5 <= regs.rax <= 5 + NS_PER_INSTRUCTION
+        assert machine.vcpu.tsc() == clock.now() > 0x1_0000_0005
+        clock.advance(1_000)
+        assert machine.vcpu.tsc() == clock.now()
 
 
 def test_tsc_can_be_written() -> None:
-    with UnicornVm(clock=lambda: 1000) as vm:
+    clock = VirtualClock(1_000_000)
+    with UnicornVm(clock) as vm:
         machine = with_msr(vm, WRMSR[:2] + RDMSR, TSC, 77)
         assert machine.run() == HltExit()
-        assert machine.vcpu.get_regs().rax == machine.vcpu.tsc() == 77
+        assert 77 <= machine.vcpu.get_regs().rax <= machine.vcpu.tsc() < 77 + 10 * NS_PER_INSTRUCTION
 
 
 def test_unmapped_physical_memory_beyond_4_gib(vm: UnicornVm) -> None:

@@ -58,6 +58,15 @@ class Board:
             self.mmio.write(IOAPIC, 4, 0x10 + 2 * pin + half)
             self.mmio.write(IOAPIC + 0x10, 4, entry >> 32 * half & 0xFFFFFFFF)
 
+    def register(self, gsi: int, event: IrqEdgeEvent | IrqLevelEvent) -> IrqEventIndex:
+        """Let the event drive the GSI; its place in the event table."""
+        if isinstance(event, IrqLevelEvent):
+            index = self.chip.register_level_irq_event(gsi, event, SOURCE)
+        else:
+            index = self.chip.register_edge_irq_event(gsi, event, SOURCE)
+        assert index is not None
+        return index
+
     def inject(self, vcpu_id: int = 0) -> list[int]:
         """What the vCPU gets when it looks, ready; vectors since the last look."""
         vcpu = self.vcpus[vcpu_id]
@@ -428,7 +437,7 @@ def test_the_pit_raises_gsi_0_through_its_own_event(board: Board) -> None:
 def test_a_level_line_waits_for_its_eoi_and_is_resampled(board: Board) -> None:
     board.redirect(10, 0x804A)
     with IrqLevelEvent() as event:
-        index = board.chip.register_level_irq_event(10, event, SOURCE)
+        index = board.register(10, event)
         for _ in range(3):
             event.trigger()
             board.chip.service_irq_event(index)
@@ -445,7 +454,7 @@ def test_a_level_line_waits_for_its_eoi_and_is_resampled(board: Board) -> None:
 def test_level_events_registered_late_and_gone_early(board: Board) -> None:
     board.redirect(10, 0x804A)
     with IrqLevelEvent() as one, IrqLevelEvent() as other:
-        index = board.chip.register_level_irq_event(10, one, SOURCE)
+        index = board.register(10, one)
         board.chip.register_level_irq_event(10, other, SOURCE)
         one.trigger()
         board.chip.service_irq_event(index)
@@ -460,8 +469,8 @@ def test_level_events_registered_late_and_gone_early(board: Board) -> None:
 def test_a_line_is_high_while_anybody_asserts_it(board: Board) -> None:
     board.redirect(10, 0x804A)
     with IrqLevelEvent() as event, IrqEdgeEvent() as edge:
-        level = board.chip.register_level_irq_event(10, event, SOURCE)
-        pulse = board.chip.register_edge_irq_event(10, edge, SOURCE)
+        level = board.register(10, event)
+        pulse = board.register(10, edge)
         board.chip.service_irq(10, True)
         event.trigger()
         board.chip.service_irq_event(level)
@@ -527,8 +536,8 @@ def test_an_event_that_finds_the_ioapic_busy_is_delayed_and_not_lost(board: Boar
     board.redirect(5, 0x45)
     token = board.chip.irq_delayed_event_token()
     with IrqEdgeEvent() as event, IrqEdgeEvent() as gone:
-        index = board.chip.register_edge_irq_event(5, event, SOURCE)
-        unregistered = board.chip.register_edge_irq_event(5, gone, SOURCE)
+        index = board.register(5, event)
+        unregistered = board.register(5, gone)
         event.trigger()
         gone.trigger()
         with board.chip._board.ioapic_lock:  # as a vCPU in the middle of an access has it
@@ -553,7 +562,7 @@ def test_an_event_that_finds_the_ioapic_busy_is_delayed_and_not_lost(board: Boar
 def test_serving_an_event_that_was_not_signalled_does_nothing(board: Board) -> None:
     board.redirect(5, 0x45)
     with IrqEdgeEvent() as event:
-        board.chip.service_irq_event(board.chip.register_edge_irq_event(5, event, SOURCE))
+        board.chip.service_irq_event(board.register(5, event))
     assert board.inject() == []
     with pytest.raises(InvalidArgument, match="no event was registered with index 7"):
         board.chip.service_irq_event(IrqEventIndex(7))

@@ -165,7 +165,7 @@ def test_a_callback_that_fails_is_told_and_the_loop_goes_on() -> None:
 
 
 def test_stop_serves_what_is_ready() -> None:
-    calls: list[bool] = []
+    calls: list[int] = []
     with Event() as event:
         with Loop() as loop:
             done = threading.Event()

@@ -17,7 +17,7 @@ from irqchip_core.exits import InternalErrorExit, UnknownExit
 from irqchip_core.selection import create_irqchip, create_vm
 from irqchip_vmm import Machine, Outcome, load_file, load_image
 from irqchip_vmm.memory import GuestMemory
-from irqchip_vmm.vcpu_thread import VcpuThread
+from irqchip_vmm.vcpu_runner import VcpuRunner
 from tests.guests.assemble import GUESTS
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_leaks"), pytest.mark.timeout(60)]
@@ -262,15 +262,15 @@ def test_interrupts_of_the_host_end_the_run(monkeypatch: pytest.MonkeyPatch) -> 
 def test_local_interrupt_pins_are_connected() -> None:
     with loaded(Machine(vcpu_count=2), "real/loop") as machine:
         lints: dict[int, tuple[int, int]] = {}
-        connect = VcpuThread._connect_local_interrupts
+        connect = VcpuRunner._connect_local_interrupts
 
-        def look(thread: VcpuThread) -> None:
-            connect(thread)
-            regs = machine.chip.get_lapic_state(thread.vcpu_id).regs
-            lints[thread.vcpu_id] = (regs[0x35], regs[0x36])
+        def look(runner: VcpuRunner) -> None:
+            connect(runner)
+            regs = machine.chip.get_lapic_state(runner.vcpu_id).regs
+            lints[runner.vcpu_id] = (regs[0x35], regs[0x36])
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(VcpuThread, "_connect_local_interrupts", look)
+            patch.setattr(VcpuRunner, "_connect_local_interrupts", look)
             machine.run(0.05)
     # Delivery modes ExtINT and NMI; the mask (bit 16) is as it was at reset.
     assert lints == {0: (0x700, 0x10400), 1: (0x10700, 0x10400)}

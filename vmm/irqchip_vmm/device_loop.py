@@ -1,6 +1,7 @@
 """One thread for all that devices do by themselves: timers, resample events, input from the host.
 
-Callbacks run on that thread, one at a time. A device that is also accessed by vCPUs locks its own state.
+Callbacks run on that thread, one at a time. A device that is also accessed by vCPUs locks its own state. In virtual
+time there is no such thread: the clock serves the timers, and whoever calls `DeviceLoop.step` the rest.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import itertools
 import os
 import selectors
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from irqchip_core.clock import Clock, MonotonicClock, VirtualClock
 from irqchip_core.errors import InvalidArgument
-from irqchip_core.events import Event
+from irqchip_core.events import Event, PollSelector
 
 Callback = Callable[[], object]
 
@@ -42,7 +43,7 @@ class Timers(Protocol):
     """Time as a device sees it, so that a test can be its master."""
 
     def now(self) -> int:
-        """Monotonic nanoseconds."""
+        """Nanoseconds of the guest's time; it never goes back."""
         ...
 
     def call_at(self, when: int, callback: Callback) -> Timer:
@@ -55,11 +56,16 @@ class DeviceLoop:
 
     Args:
         on_error: Told of an exception in a callback, on the loop's thread; the loop goes on.
+        clock: The time. With a `VirtualClock` call `step` instead of `start`.
     """
 
-    def __init__(self, on_error: Callable[[BaseException], object]) -> None:
+    def __init__(self, on_error: Callable[[BaseException], object], clock: Clock | None = None) -> None:
         self._on_error = on_error
-        self._selector = selectors.PollSelector()  # unlike epoll it takes regular files: `irqchip run < file`
+        self._clock = MonotonicClock() if clock is None else clock
+        self._alarm = self._clock.alarm(self._ring) if isinstance(self._clock, VirtualClock) else None
+        if self._alarm is not None:
+            self._alarm.start()
+        self._selector = PollSelector()  # unlike epoll it takes regular files: `irqchip run < file`
         self._changed = Event()
         self._selector.register(self._changed, selectors.EVENT_READ, self._changed.reset)
         self._lock = threading.Lock()
@@ -70,10 +76,11 @@ class DeviceLoop:
         self._changes: list[Callback] = []
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self._thread_id = 0  # of who polls
 
     def now(self) -> int:
-        """Monotonic nanoseconds."""
-        return time.monotonic_ns()
+        """Nanoseconds of the clock."""
+        return self._clock.now()
 
     def call_at(self, when: int, callback: Callback) -> Timer:
         """Call `callback` at `when` (as `now` counts) or soon after. From any thread."""
@@ -84,6 +91,8 @@ class DeviceLoop:
             heapq.heappush(self._timers, (when, next(self._order), timer))
             first = self._timers[0][2] is timer
         if first:
+            if self._alarm is not None:
+                self._alarm.set(when)
             self._changed.signal()
         return timer
 
@@ -129,7 +138,7 @@ class DeviceLoop:
 
     def _apply(self) -> None:
         # The selector belongs to the thread that polls it.
-        if threading.current_thread() is self._thread:
+        if threading.get_ident() == self._thread_id:
             with self._lock:
                 changes, self._changes = self._changes, []
             for change in changes:
@@ -148,18 +157,35 @@ class DeviceLoop:
             self._thread.join()
             self._thread = None
         if not self._changed.closed:
+            if self._alarm is not None:
+                self._alarm.close()
             self._selector.close()
-            self._changed.close()
+            with self._lock:
+                self._changed.close()
+
+    def step(self, *, wait: bool = False) -> int:
+        """Serve what is readable now, on this thread; with `wait` something is waited for. Returns how much it was."""
+        self._thread_id = threading.get_ident()
+        return self._poll(None if wait else 0)
+
+    def wake(self) -> None:
+        """End the waiting of a `step`. From any thread; harmless after `stop`."""
+        with self._lock:
+            if not self._changed.closed:
+                self._changed.signal()
 
     def _run(self) -> None:
+        self._thread_id = threading.get_ident()
         while not self._stopping:
             self._poll(self._serve_timers())
         self._poll(0)  # a last look: a guest's last EOI is counted although the guest has ended
 
-    def _poll(self, timeout: float | None) -> None:
-        for key, _ in self._selector.select(timeout):
+    def _poll(self, timeout: float | None) -> int:
+        ready = self._selector.select(timeout)
+        for key, _ in ready:
             self._call(key.data)
         self._apply()
+        return len(ready)
 
     def _serve_timers(self) -> float | None:
         """Call what is due; returns the seconds until the next timer."""
@@ -174,6 +200,11 @@ class DeviceLoop:
             if timer.callback is not None:
                 self._call(timer.callback)
 
+    def _ring(self) -> None:
+        self._serve_timers()
+        if self._alarm is not None and self._timers:
+            self._alarm.set(self._timers[0][0])
+
     def _call(self, callback: Callback) -> None:
         try:
             callback()
@@ -184,7 +215,8 @@ class DeviceLoop:
 def _descriptor(source: Any) -> int:
     try:
         fd: int = source if isinstance(source, int) else source.fileno()
-        os.fstat(fd)
+        if not isinstance(source, Event):  # which is a socket on some systems, and says by itself if it is closed
+            os.fstat(fd)
     except (AttributeError, OSError, OverflowError, TypeError, ValueError):
         raise _refusal(f"{source!r} has no open descriptor", "give a descriptor or what has one") from None
     return fd

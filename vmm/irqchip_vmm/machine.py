@@ -21,7 +21,8 @@ from irqchip_core.allocator import SystemAllocator
 from irqchip_core.arguments import check_int
 from irqchip_core.bus import Bus, BusDevice
 from irqchip_core.chip import IrqChip, IrqChipCap
-from irqchip_core.errors import Closed, Exhausted, InvalidArgument, IrqChipError, WrongType
+from irqchip_core.clock import VirtualClock
+from irqchip_core.errors import Closed, Exhausted, InvalidArgument, WrongType
 from irqchip_core.events import DeviceId, IrqEventSource, PlatformDeviceId
 from irqchip_core.irq_loop import IrqLoop
 from irqchip_core.routes import IOAPIC_PINS
@@ -35,16 +36,16 @@ from irqchip_vmm.ending import End, Ending, Outcome, RunResult
 from irqchip_vmm.interrupts import EdgeIrq, LevelIrq, MsiIrq
 from irqchip_vmm.loaders.image import Image
 from irqchip_vmm.memory import GuestMemory, check_size
-from irqchip_vmm.vcpu_thread import VcpuThread
+from irqchip_vmm.trace import InjectedInterrupt, trace
+from irqchip_vmm.vcpu_runner import VcpuRunner
+from irqchip_vmm.vcpu_thread import VcpuThread, VirtualTimeThread, join
 
 _log = logging.getLogger(__name__)
 _Irq = TypeVar("_Irq", EdgeIrq, LevelIrq, MsiIrq)
 
 MAX_VCPUS = MAX_XAPIC_ID
-KICK_SECONDS = 0.2
-"""How long a kicked vCPU may take before it is kicked again."""
-JOIN_SECONDS = 10.0
-"""How long all vCPUs may take to end before `close` gives up on them."""
+VIRTUAL_WALL_TIME = 946_684_800
+"""What the real-time clock shows when virtual time begins, in seconds since 1970: the start of the year 2000."""
 
 
 class Machine:
@@ -60,9 +61,12 @@ class Machine:
         console: Takes each byte the guest sends on COM1, on a vCPU's thread.
         on_end: Called once, on the thread that ends the run or closes the machine without one. If the console or a
             device has to wait for something else, let it return now.
+        deterministic: Make a VM in virtual time: the run depends on the guest alone, and is the same each time. A VM
+            that is given has its own time; the run is deterministic if that is a `VirtualClock`.
+        on_interrupt: Called with each interrupt that is injected; in virtual time only.
 
     Raises:
-        InvalidArgument: A size or count out of range.
+        InvalidArgument: A size or count out of range, or `on_interrupt` in real time.
         WrongType: A chip without its VM, or not of x86.
         IrqChipError: See `create_vm` and `create_irqchip`.
     """
@@ -77,6 +81,8 @@ class Machine:
         require: Collection[IrqChipCap] = (),
         console: Callable[[bytes], object] = lambda data: None,
         on_end: Callable[[], object] = lambda: None,
+        deterministic: bool = False,
+        on_interrupt: Callable[[InjectedInterrupt], object] | None = None,
     ) -> None:
         check_size(memory_size)
         check_int(vcpu_count, 1, MAX_VCPUS, subject="Machine", argument="vcpu_count")
@@ -88,14 +94,23 @@ class Machine:
                 remedy="give the VM as hypervisor",
             )
         self.vcpu_count = vcpu_count
+        self._runners: list[VcpuRunner] = []
         self._vcpu_threads: list[VcpuThread] = []
         self._ending = Ending(self._ended)
         self._on_end = on_end
         self._started = False
         self._cleanup: list[Callable[[], object]] = []  # what was made, to be undone in reverse
         try:
-            self._make(hypervisor, chip, memory_size, require)
+            self._make(hypervisor, chip, memory_size, require, VirtualClock() if deterministic else None)
             self._make_devices(console)
+            self._on_interrupt = on_interrupt
+            if self.virtual_clock is None and (deterministic or on_interrupt is not None):
+                raise InvalidArgument(
+                    "the machine lives in real time",
+                    subject="Machine",
+                    argument="deterministic" if deterministic else "on_interrupt",
+                    remedy="make its VM in virtual time: create_vm(clock=VirtualClock())",
+                )
         except BaseException:
             self.close()
             raise
@@ -106,14 +121,18 @@ class Machine:
         chip: str | IrqChip | None,
         memory_size: int,
         require: Collection[IrqChipCap],
+        clock: VirtualClock | None,
     ) -> None:
         if hypervisor is None and not isinstance(chip, IrqChip):
-            hypervisor = select(chip, require=require).hypervisor
+            hypervisor = select(chip, require=require, virtual_time=clock is not None).hypervisor
         if hypervisor is None or isinstance(hypervisor, str):
-            self.vm = create_vm(hypervisor)
+            self.vm = create_vm(hypervisor, clock=clock)
             self._cleanup.append(self.vm.close)
         else:
             self.vm = hypervisor
+        self.virtual_clock = self.vm.clock if isinstance(self.vm.clock, VirtualClock) else None
+        if self.virtual_clock is not None:
+            require = {*require, IrqChipCap.MP_STATE_GET_SET}
         self.memory = GuestMemory(self.vm.map_memory(0, memory_size))
         self._cleanup.append(self.memory.close)
         if isinstance(chip, IrqChip):
@@ -129,7 +148,7 @@ class Machine:
         self.allocator = SystemAllocator()
         self.irqs: list[EdgeIrq | LevelIrq] = []
         self._image: Image | None = None
-        self._loop = DeviceLoop(self._device_failed)
+        self._loop = DeviceLoop(self._device_failed, self.virtual_clock)
         self._cleanup.append(self._close_irqs)
         self._cleanup.append(self._loop.stop)
 
@@ -139,7 +158,8 @@ class Machine:
         base, length = i8042.port_range(self.chip.pit_uses_speaker_port())
         self.add_device(i8042.I8042(self._reset), port=base, length=length)
         rtc_irq = self.edge_irq(rtc.RTC_GSI, name="rtc", device_id=PlatformDeviceId.CMOS)
-        self.rtc = rtc.Rtc(rtc_irq.trigger, self._loop, memory_size=self.memory.size)
+        wall_time = None if self.virtual_clock is None else VIRTUAL_WALL_TIME
+        self.rtc = rtc.Rtc(rtc_irq.trigger, self._loop, wall_time=wall_time, memory_size=self.memory.size)
         self.add_device(self.rtc, port=rtc.RTC_PORT, length=rtc.RTC_LENGTH)
         com1_irq = self.edge_irq(uart.COM1_GSI, name="com1", device_id=PlatformDeviceId.SERIAL)
         self.com1 = uart.Uart(com1_irq.trigger, console)
@@ -220,7 +240,7 @@ class Machine:
         self._loop.unwatch(source)
 
     def call_later(self, nanoseconds: int, callback: Callable[[], object]) -> Timer:
-        """Call `callback` on the devices' thread in that time."""
+        """Call `callback` on the devices' thread in that time, as it passes for the guest."""
         return self._loop.call_at(self._loop.now() + nanoseconds, callback)
 
     # --- Running ---
@@ -280,6 +300,8 @@ class Machine:
         supported = self.vm.supported_cpuid()
 
         def prepare(vcpu: VcpuX86_64) -> None:
+            if self._on_interrupt is not None:
+                trace(vcpu, self.vm.clock, self._on_interrupt)
             vcpu.set_cpuid(vcpu_cpuid(supported, self.chip, vcpu.id, self.vcpu_count))
             if vcpu.id == 0 and self._image is not None:
                 sregs = vcpu.get_sregs()
@@ -287,17 +309,25 @@ class Machine:
                 vcpu.set_sregs(sregs)
                 vcpu.set_regs(self._image.regs)
 
-        barrier = threading.Barrier(self.vcpu_count + 1)
         for vcpu_id in range(self.vcpu_count):
             handles = (self.io_bus.for_vcpu(vcpu_id), self.mmio_bus.for_vcpu(vcpu_id))
-            self._vcpu_threads.append(VcpuThread(vcpu_id, self.vm, self.chip, *handles, prepare, barrier, self._ending))
-        irq_loop = IrqLoop(self.chip)
-        self._cleanup.append(irq_loop.stop)
+            self._runners.append(VcpuRunner(vcpu_id, self.vm, self.chip, *handles, prepare, self._ending))
+        others: list[Callable[[], None]] = []
+        if self.virtual_clock is None:
+            barrier = threading.Barrier(self.vcpu_count + 1)
+            self._vcpu_threads += [VcpuThread([runner], barrier, self._ending) for runner in self._runners]
+            irq_loop = IrqLoop(self.chip)
+            self._cleanup.append(irq_loop.stop)
+            others = [self._loop.start, irq_loop.start]
+        else:
+            barrier = threading.Barrier(2)
+            alone = VirtualTimeThread(
+                self._runners, barrier, self._ending, chip=self.chip, devices=self._loop, clock=self.virtual_clock
+            )
+            self._vcpu_threads.append(alone)
         try:
-            for thread in self._vcpu_threads:
-                thread.start()
-            self._loop.start()
-            irq_loop.start()
+            for start in [*(thread.start for thread in self._vcpu_threads), *others]:
+                start()
             barrier.wait()
         except threading.BrokenBarrierError:
             pass  # a vCPU could not be made: the end says which and why
@@ -330,27 +360,12 @@ class Machine:
             self.chip.kick_halted_vcpus()
 
     def _join(self) -> None:
-        """Wait for the vCPUs to end; one that was busy when it was kicked is kicked again."""
-        deadline = time.monotonic() + JOIN_SECONDS
-        waiting = [thread for thread in self._vcpu_threads if thread.ident is not None]
-        while waiting:
-            waiting[0].join(KICK_SECONDS)
-            waiting = [thread for thread in waiting if thread.is_alive()]
-            if not waiting:
-                break
-            if time.monotonic() > deadline:
-                names = ", ".join(thread.name for thread in waiting)
-                raise IrqChipError(
-                    f"{names} did not end within {JOIN_SECONDS:g} seconds",
-                    subject="Machine",
-                    remedy="see that the console and devices return; on_end says when",
-                )
-            self._kick()
+        join(self._vcpu_threads, self._kick)
 
     def _result(self, end: End, seconds: float) -> RunResult:
         exits: Counter[str] = Counter()
-        for thread in self._vcpu_threads:
-            exits.update(thread.exits)
+        for runner in self._runners:
+            exits.update(runner.exits)
         return RunResult(
             end=end,
             seconds=seconds,

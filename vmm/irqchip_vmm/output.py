@@ -1,18 +1,22 @@
 """A stream of the process, written without being held up by a reader that does not read.
 
-The descriptor's mode is left alone (others may share it): what is written at once is never more than poll(2) says will
-not block.
+The descriptor's mode is left alone (others may share it): what is written at once is never more than will not block
+once poll(2) says so.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import selectors
 import threading
 from typing import TextIO
 
 from irqchip_core.errors import InvalidArgument
-from irqchip_core.events import Event
+from irqchip_core.events import Event, PollSelector
+
+PIPE_BUF: int = getattr(select, "PIPE_BUF", 512)
+"""Bytes that a pipe takes at once if it takes any; 512 everywhere at least."""
 
 
 class Output:
@@ -48,18 +52,16 @@ class Output:
         Returns:
             False if not all was written.
         """
-        poller = select.poll()
-        poller.register(self._fd, select.POLLOUT)
-        if until is not None:
-            poller.register(until, select.POLLIN)
         left = memoryview(data)
-        with self._lock:
+        with self._lock, PollSelector() as selector:
+            selector.register(self._fd, selectors.EVENT_WRITE)
+            if until is not None:
+                selector.register(until, selectors.EVENT_READ)
             while left and not self.gone:
-                ready = poller.poll(None if timeout is None else timeout * 1000)
-                if self._fd not in dict(ready):
+                if self._fd not in [key.fd for key, _ in selector.select(timeout)]:
                     return False
                 try:
-                    left = left[os.write(self._fd, left[: select.PIPE_BUF]) :]
+                    left = left[os.write(self._fd, left[:PIPE_BUF]) :]
                 except BlockingIOError:  # the descriptor is non-blocking, and another process was faster
                     continue
                 except OSError:

@@ -52,6 +52,17 @@ def irqchip_subcommand(subparsers: argparse._SubParsersAction[argparse.ArgumentP
         type=_seconds,
         help=f"end the run then (default: {DEFAULT_TIMEOUT:g} for the built-in guest, none for others)",
     )
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="run in virtual time, on a hypervisor that can: the run is the same each time; standard input is read to "
+        "its end first, and none of a terminal",
+    )
+    parser.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="with --deterministic: write each interrupt injected into a vCPU to FILE, a line each",
+    )
     parser.add_argument("--append", metavar="CMDLINE", default="", help="command line of a multiboot guest")
     parser.add_argument("--json", action="store_true", help="print JSON; what the guest prints goes to standard error")
     parser.set_defaults(run=_run)

@@ -6,11 +6,19 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from irqchip_core.chip import IrqChipCap
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.events import Event
-from irqchip_core.selection import BACKEND_VARIABLE, HYPERVISOR_VARIABLE, asked_for
+from irqchip_core.selection import (
+    BACKEND_VARIABLE,
+    HYPERVISOR_VARIABLE,
+    asked_for,
+    hypervisor_candidates,
+    usable,
+)
 from irqchip_vmm import report
 from irqchip_vmm.ending import Outcome, RunResult
 from irqchip_vmm.guest import NAME, demonstration_guest
@@ -18,11 +26,14 @@ from irqchip_vmm.loaders import load_file
 from irqchip_vmm.machine import Machine
 from irqchip_vmm.output import Output
 from irqchip_vmm.plugin import DEFAULT_TIMEOUT
+from irqchip_vmm.trace import HEADING, InjectedInterrupt
 
 STATUS_FAILED, STATUS_TIMEOUT, STATUS_INTERRUPTED = 1, 124, 130
 READ_SIZE = 1024
 MAX_BACKLOG = 4096
 """Bytes of input to hold for a guest that does not read."""
+MAX_INPUT = 64 << 20
+"""Bytes of input that a deterministic run takes."""
 RETRY_NS = 50_000_000
 REPORT_SECONDS = 1.0
 """How long a reader that has held up the run beyond its time may hold up the report."""
@@ -52,10 +63,13 @@ def _run(args: argparse.Namespace) -> int:
         image = demonstration_guest(memory_size=memory_size, vcpu_count=args.vcpus)
     else:
         image = load_file(args.guest, memory_size=memory_size, command_line=args.append)
+    if args.trace is not None and not args.deterministic:
+        raise InvalidArgument("it needs virtual time", argument="--trace", remedy="add --deterministic")
     timeout = args.timeout or (DEFAULT_TIMEOUT if args.guest is None else None)
     out, err = Output(sys.stdout), Output(sys.stderr)
     console = err if args.json else out
     with (
+        _trace_to(args.trace) as trace,
         Event() as ended,
         Machine(
             hypervisor=args.hypervisor,
@@ -65,9 +79,13 @@ def _run(args: argparse.Namespace) -> int:
             require={IrqChipCap(name) for name in args.require},
             console=lambda data: console.write(data, until=ended),
             on_end=ended.signal,
+            deterministic=args.deterministic,
+            on_interrupt=trace,
         ) as machine,
     ):
         machine.load(image)
+        for line in _passed_over(args, machine):
+            err.print(line)
         err.print(_choice(args, machine))
         if args.guest is not None:
             _Input(machine).start()
@@ -75,6 +93,32 @@ def _run(args: argparse.Namespace) -> int:
         problems = _problems(args, machine, result)
         _show(args, machine, result, problems, out, err)
     return _status(args, result, problems)
+
+
+@contextmanager
+def _trace_to(path: str | None) -> Iterator[Callable[[InjectedInterrupt], object] | None]:
+    """What writes each interrupt to the file at `path`; None without one."""
+    if path is None:
+        yield None
+        return
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "w", encoding="ascii"))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InvalidArgument(f"cannot write it: {reason}", subject=path, argument="--trace") from None
+        print(HEADING, file=file)
+        yield lambda interrupt: print(interrupt, file=file)
+
+
+def _passed_over(args: argparse.Namespace, machine: Machine) -> Iterator[str]:
+    """Why the hypervisors that come before the chosen one were not taken."""
+    if args.hypervisor is None:
+        for hypervisor in hypervisor_candidates(backend=args.chip):
+            if hypervisor.name == machine.vm.hypervisor:
+                return
+            reason = usable(hypervisor, virtual_time=args.deterministic) or "no chip fits there"
+            yield f"irqchip: not on hypervisor {hypervisor.name}: {reason}"
 
 
 def _choice(args: argparse.Namespace, machine: Machine) -> str:
@@ -154,14 +198,32 @@ class _Input:
             self._fd = -1
 
     def start(self) -> None:
-        if self._fd >= 0:
+        if self._fd < 0:
+            return
+        if self._machine.virtual_clock is None:
             self._machine.watch(self._fd, self._read)
+        elif not os.isatty(self._fd):
+            self._machine.com1.receive(self._read_all())
+
+    def _read_all(self) -> bytes:
+        # Which byte the host has at which moment must not matter.
+        data = bytearray()
+        while some := self._read_some():
+            data += some
+            if len(data) > MAX_INPUT:
+                raise InvalidArgument(
+                    f"it has more than {MAX_INPUT >> 20} MiB", argument="standard input", remedy="give the guest less"
+                )
+        return bytes(data)
+
+    def _read_some(self) -> bytes:
+        try:
+            return os.read(self._fd, READ_SIZE)
+        except OSError:
+            return b""
 
     def _read(self) -> None:
-        try:
-            data = os.read(self._fd, READ_SIZE)
-        except OSError:
-            data = b""
+        data = self._read_some()
         if data:
             self._machine.com1.receive(data)
         if not data or self._machine.com1.backlog > MAX_BACKLOG:

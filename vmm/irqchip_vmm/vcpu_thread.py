@@ -1,197 +1,167 @@
-"""A vCPU on a thread of its own: made there, prepared, run until the end, closed there."""
+"""The threads that run vCPUs: in real time one for each vCPU, in virtual time one for all.
+
+In virtual time everything happens on that thread, in an order that depends on the guest alone: vCPUs take turns from
+the first to the last, each to its next exit; after each turn the chip's events and the devices are served. What a guest
+executes moves the clock on (see `irqchip_core.hookspecs.Hypervisor.create_vm_in_virtual_time`), an exit costs a fixed
+time, and when all vCPUs sleep the clock jumps to its next alarm.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 
-from irqchip_core.bus import Bus
-from irqchip_core.chip import VcpuRunState
+from typing_extensions import override
+
+from irqchip_core.chip import MPState
+from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import IrqChipError
-from irqchip_core.exits import (
-    Exit,
-    FailEntryExit,
-    HltExit,
-    InternalErrorExit,
-    IoapicEoiExit,
-    IoExit,
-    MmioExit,
-    MsrExit,
-    ShutdownExit,
-    SystemEventExit,
-    UnknownExit,
-)
-from irqchip_core.vcpu import VcpuX86_64, Vm
+from irqchip_core.irq_loop import SteppedIrqLoop
+from irqchip_core.vcpu import VcpuX86_64
 from irqchip_core.x86.chip import IrqChipX86_64
-from irqchip_vmm.ending import Ending, Outcome
+from irqchip_vmm.device_loop import DeviceLoop
+from irqchip_vmm.ending import Ending
+from irqchip_vmm.vcpu_runner import VcpuRunner
 
-LVT_LINT0, LVT_LINT1 = 0x350 // 16, 0x360 // 16  # as indices of LapicState.regs
-DELIVERY_MODE = 7 << 8
-EXTINT, NMI = 7 << 8, 4 << 8
-SYSTEM_EVENT_SHUTDOWN, SYSTEM_EVENT_RESET = 1, 2
+EXIT_NS = 1_000
+"""How long an exit takes in virtual time: about as long as an access to a device on an ISA bus."""
+
+
+KICK_SECONDS = 0.2
+"""How long a kicked vCPU may take before it is kicked again."""
+JOIN_SECONDS = 10.0
+"""How long all vCPUs may take to end before `join` gives up on them."""
 
 
 class VcpuThread(threading.Thread):
-    """The thread of one vCPU.
+    """Makes vCPUs, waits for all others at `barrier`, runs them to the end, closes them.
 
     Args:
-        vcpu_id: Number of the vCPU.
-        vm: Where it is made.
-        chip: Its interrupt chip.
-        io_bus: Its handle of the I/O ports.
-        mmio_bus: Its handle of the MMIO space.
-        prepare: Sets CPUID and, on the first vCPU, the start state. On this thread, before the vCPU runs.
+        runners: Its vCPUs.
         barrier: Where all vCPUs and the host meet before any guest code runs.
-        ending: Where the end of the run is told and looked up.
+        ending: Where the end of the run is looked up.
+    """
 
-    Attributes:
-        exits: How often `run` returned with each kind of exit.
+    def __init__(self, runners: Sequence[VcpuRunner], barrier: threading.Barrier, ending: Ending) -> None:
+        super().__init__(name=", ".join(f"vCPU {runner.vcpu_id}" for runner in runners), daemon=True)
+        self._runners = runners
+        self._running = runners[0]
+        self._barrier = barrier
+        self._ending = ending
+
+    def kick(self) -> None:
+        """Let the vCPUs leave guest code soon. From any thread."""
+        for runner in self._runners:
+            runner.kick()
+
+    @override
+    def run(self) -> None:
+        try:
+            with ExitStack() as made:
+                vcpus = []
+                for runner in self._runners:
+                    self._running = runner
+                    vcpus.append(made.enter_context(runner.made()))
+                self._barrier.wait()
+                self._run(vcpus)
+        except threading.BrokenBarrierError:
+            pass  # another part failed while starting, and has said so
+        except Exception as error:
+            self._running.failed(error)
+            self._barrier.abort()
+
+    def _run(self, vcpus: Sequence[VcpuX86_64]) -> None:
+        (vcpu,) = vcpus
+        while self._ending.end is None:
+            self._running.step(vcpu)
+
+
+class VirtualTimeThread(VcpuThread):
+    """All vCPUs, the chip's events and the devices, in virtual time.
+
+    Args:
+        chip: The chip of the vCPUs, whose MP states it must tell.
+        devices: The devices' loop, which has no other thread.
+        clock: The time of all of them.
     """
 
     def __init__(
         self,
-        vcpu_id: int,
-        vm: Vm,
-        chip: IrqChipX86_64,
-        io_bus: Bus,
-        mmio_bus: Bus,
-        prepare: Callable[[VcpuX86_64], object],
+        runners: Sequence[VcpuRunner],
         barrier: threading.Barrier,
         ending: Ending,
+        *,
+        chip: IrqChipX86_64,
+        devices: DeviceLoop,
+        clock: VirtualClock,
     ) -> None:
-        super().__init__(name=f"vCPU {vcpu_id}", daemon=True)
-        self.vcpu_id = vcpu_id
-        self.exits: Counter[str] = Counter()
-        self._vm = vm
+        super().__init__(runners, barrier, ending)
+        self.name = "virtual time"
         self._chip = chip
-        self._io_bus = io_bus
-        self._mmio_bus = mmio_bus
-        self._prepare = prepare
-        self._barrier = barrier
-        self._ending = ending
-        self._vcpu: VcpuX86_64 | None = None
-        self._last_exit: Exit | None = None
-        self._handlers: dict[type, Callable[[Exit], None]] = {
-            IoExit: self._io,
-            MmioExit: self._mmio,
-            MsrExit: self._msr,
-            HltExit: self._hlt,
-            IoapicEoiExit: self._ioapic_eoi,
-            ShutdownExit: self._shutdown,
-            SystemEventExit: self._system_event,
-            FailEntryExit: self._cannot_go_on,
-            InternalErrorExit: self._cannot_go_on,
-            UnknownExit: self._cannot_go_on,
-        }
+        self._devices = devices
+        self._clock = clock
 
+    @override
     def kick(self) -> None:
-        """Let the vCPU leave guest code soon. From any thread."""
-        if (vcpu := self._vcpu) is not None:
-            vcpu.kick()
+        super().kick()
+        self._devices.wake()
 
-    def run(self) -> None:
-        try:
-            with_vcpu = self._vcpu = self._vm.create_vcpu(self.vcpu_id)
-            try:
-                self._chip.add_vcpu(self.vcpu_id, with_vcpu)
-                self._prepare(with_vcpu)
-                self._connect_local_interrupts()
-                self._barrier.wait()
-                self._loop(with_vcpu)
-            finally:
-                self._vcpu = None
-                with_vcpu.close()
-        except threading.BrokenBarrierError:
-            pass  # another part failed while starting, and has said so
-        except Exception as error:
-            problem = str(error) if isinstance(error, IrqChipError) else f"{type(error).__name__}: {error}"
-            after = f", after {self._last_exit}" if self._last_exit else ""
-            self._fail(problem + after)
-            self._barrier.abort()
+    @override
+    def _run(self, vcpus: Sequence[VcpuX86_64]) -> None:
+        with closing(SteppedIrqLoop(self._chip)) as irq_loop:
+            while self._ending.end is None:
+                if not self._take_turns(vcpus, irq_loop):
+                    self._sleep(irq_loop)
+            self._serve(irq_loop)  # a last look: a guest's last EOI is counted although the guest has ended
 
-    def _fail(self, problem: str) -> None:
-        self._ending.finish(Outcome.ERROR, vcpu_id=self.vcpu_id, detail=f"vCPU {self.vcpu_id}: {problem}")
+    def _take_turns(self, vcpus: Sequence[VcpuX86_64], irq_loop: SteppedIrqLoop) -> bool:
+        """One turn for each vCPU that can run; False if none can."""
+        some = False
+        for runner, vcpu in zip(self._runners, vcpus, strict=True):
+            if self._ending.end is not None:
+                break
+            self._running = runner
+            self._chip.inject_interrupts(vcpu)  # wakes it up, if there is something to inject
+            if self._chip.get_mp_state(vcpu.id) is MPState.RUNNABLE:
+                some = True
+                runner.step(vcpu)
+                self._clock.advance(EXIT_NS)
+                self._serve(irq_loop)
+        return some
 
-    def _connect_local_interrupts(self) -> None:
-        # The PICs are wired to LINT0 and NMI to LINT1, as after a PC's firmware; masks stay as they are.
-        state = self._chip.get_lapic_state(self.vcpu_id)
-        for register, mode in ((LVT_LINT0, EXTINT), (LVT_LINT1, NMI)):
-            state.regs[register] = state.regs[register] & ~DELIVERY_MODE | mode
-        self._chip.set_lapic_state(self.vcpu_id, state)
-
-    def _loop(self, vcpu: VcpuX86_64) -> None:
-        chip, ending, exits, handlers = self._chip, self._ending, self.exits, self._handlers
-        while ending.end is None:
-            if chip.wait_until_runnable(vcpu) is VcpuRunState.INTERRUPTED:
-                continue
-            vm_exit = self._last_exit = vcpu.run()
-            kind = type(vm_exit)
-            exits[kind.__name__] += 1
-            if handler := handlers.get(kind):
-                handler(vm_exit)
-            chip.inject_interrupts(vcpu)
-
-    # --- Exits. Those without a handler have nothing to be done for them ---
-
-    def _io(self, vm_exit: Exit) -> None:
-        assert isinstance(vm_exit, IoExit)
-        port, size, data = vm_exit.port, vm_exit.size, vm_exit.data
-        for at in range(0, len(data), size):
-            if vm_exit.is_write:
-                self._io_bus.write(port, size, int.from_bytes(data[at : at + size], "little"))
-            else:
-                data[at : at + size] = _answer(self._io_bus.read(port, size), size)
-
-    def _mmio(self, vm_exit: Exit) -> None:
-        assert isinstance(vm_exit, MmioExit)
-        size = len(vm_exit.data)
-        if vm_exit.is_write:
-            self._mmio_bus.write(vm_exit.address, size, int.from_bytes(vm_exit.data, "little"))
+    def _sleep(self, irq_loop: SteppedIrqLoop) -> None:
+        alarm = self._clock.next_alarm()
+        if alarm is None:
+            self._devices.step(wait=True)  # only the host can wake the guest
         else:
-            vm_exit.data[:] = _answer(self._mmio_bus.read(vm_exit.address, size), size)
+            self._clock.advance(max(0, alarm - self._clock.now()))
+        self._serve(irq_loop)
 
-    def _msr(self, vm_exit: Exit) -> None:
-        assert self._vcpu is not None
-        assert isinstance(vm_exit, MsrExit)
-        if not self._chip.handle_msr(self._vcpu, vm_exit):
-            self._vcpu.complete_msr(fault=True)
-
-    def _hlt(self, vm_exit: Exit) -> None:
-        self._chip.halted(self.vcpu_id)
-
-    def _ioapic_eoi(self, vm_exit: Exit) -> None:
-        assert isinstance(vm_exit, IoapicEoiExit)
-        self._chip.broadcast_eoi(vm_exit.vector)
-
-    def _shutdown(self, vm_exit: Exit) -> None:
-        # Where it happened is not known: SVM leaves the guest's state undefined (AMD APM volume 2, 15.14.3).
-        self._ending.finish(Outcome.TRIPLE_FAULT, vcpu_id=self.vcpu_id, detail=f"vCPU {self.vcpu_id}")
-
-    def _system_event(self, vm_exit: Exit) -> None:
-        assert isinstance(vm_exit, SystemEventExit)
-        outcomes = {SYSTEM_EVENT_SHUTDOWN: Outcome.SHUTDOWN, SYSTEM_EVENT_RESET: Outcome.RESET}
-        outcome = outcomes.get(vm_exit.type, Outcome.ERROR)
-        self._ending.finish(outcome, vcpu_id=self.vcpu_id, detail=f"vCPU {self.vcpu_id}: {vm_exit}")
-
-    def _cannot_go_on(self, vm_exit: Exit) -> None:
-        if isinstance(vm_exit, FailEntryExit):
-            problem = f"FailEntryExit(reason={vm_exit.reason:#x})"
-        elif isinstance(vm_exit, InternalErrorExit):
-            data = ", ".join(f"{word:#x}" for word in vm_exit.data)
-            problem = f"InternalErrorExit(suberror={vm_exit.suberror}, data=({data}))"
-        else:
-            problem = str(vm_exit)
-        self._fail(problem + self._where())
-
-    def _where(self) -> str:
-        assert self._vcpu is not None
-        try:
-            return f" at RIP {self._vcpu.get_regs().rip:#x}"
-        except IrqChipError:
-            return ""
+    def _serve(self, irq_loop: SteppedIrqLoop) -> None:
+        while irq_loop.serve() + self._devices.step():
+            pass
 
 
-def _answer(value: int | None, size: int) -> bytes:
-    """What a read gives; all ones where there is no device, as on a PC."""
-    return b"\xff" * size if value is None else value.to_bytes(size, "little")
+def join(threads: Sequence[VcpuThread], kick: Callable[[], object]) -> None:
+    """Wait for the vCPUs to end; one that was busy when it was kicked is kicked again.
+
+    Raises:
+        IrqChipError: They do not.
+    """
+    deadline = time.monotonic() + JOIN_SECONDS
+    waiting = [thread for thread in threads if thread.ident is not None]
+    while waiting:
+        waiting[0].join(KICK_SECONDS)
+        waiting = [thread for thread in waiting if thread.is_alive()]
+        if not waiting:
+            break
+        if time.monotonic() > deadline:
+            names = ", ".join(thread.name for thread in waiting)
+            raise IrqChipError(
+                f"{names} did not end within {JOIN_SECONDS:g} seconds",
+                subject="Machine",
+                remedy="see that the console and devices return; on_end says when",
+            )
+        kick()

@@ -10,14 +10,25 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from irqchip_kvm.abi import Cap
+    from irqchip_kvm.irqfds import Irqfds
     from irqchip_kvm.kvm import Kvm
     from irqchip_kvm.records import MsrRange, VcpuEvents
     from irqchip_kvm.vcpu import KvmVcpu
+    from irqchip_kvm.vcpu_slots import VcpuSlots
     from irqchip_kvm.vm import KvmVm
 
-__all__ = ["Cap", "Kvm", "KvmVcpu", "KvmVm", "MsrRange", "VcpuEvents"]
+__all__ = ["Cap", "Irqfds", "Kvm", "KvmVcpu", "KvmVm", "MsrRange", "VcpuEvents", "VcpuSlots"]
 
-_HOMES = {"Cap": "abi", "Kvm": "kvm", "KvmVcpu": "vcpu", "KvmVm": "vm", "MsrRange": "records", "VcpuEvents": "records"}
+_HOMES = {
+    "Cap": "abi",
+    "Irqfds": "irqfds",
+    "Kvm": "kvm",
+    "KvmVcpu": "vcpu",
+    "KvmVm": "vm",
+    "MsrRange": "records",
+    "VcpuEvents": "records",
+    "VcpuSlots": "vcpu_slots",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -40,6 +40,12 @@ _KVM_RUN = abi.KVM_RUN
 _EXIT_REASON_WORD = abi.RUN_EXIT_REASON // 4
 _decoder = DECODERS.get
 
+_NOT_RUN_SINCE = 2
+"""Put where KVM_RUN leaves 0 or 1, whether the guest is ready for an interrupt."""
+_LVT_LINT0 = 0x350 // 16  # Intel SDM vol. 3, table 12-1
+_LVT_MASK_AND_MODE, _EXTINT = 1 << 16 | 7 << 8, 7 << 8  # mask and delivery mode (12.5.1)
+_APIC_GLOBAL_ENABLE = 1 << 11  # of IA32_APIC_BASE (12.4.3)
+
 _MSRS_AT_ONCE = 255  # MAX_IO_MSRS of the kernel, less one
 
 
@@ -59,6 +65,8 @@ class KvmVcpu:
         self._completing = False
         self._running = threading.Lock()
         self._runner = 0  # native id of the thread inside run(), or 0
+        self._readiness_known = False
+        self._queued: int | None = None  # what interrupt() gave to the kernel last
 
     @property
     def id(self) -> int:
@@ -110,6 +118,7 @@ class KvmVcpu:
                 return INTERRUPTED
             raise failure(_KVM_RUN.name, -result, self._handle.subject)
         finally:
+            self._readiness_known = True
             self._runner = 0
             self._running.release()
             if self._handle.closed:  # close() may have given up waiting for us
@@ -195,7 +204,15 @@ class KvmVcpu:
     def ready_for_interrupt(self) -> bool:
         """Whether an external interrupt can be injected now, as of the last exit."""
         run = self._run
-        return run[abi.RUN_READY_FOR_INTERRUPT_INJECTION] != 0 and run[abi.RUN_IF_FLAG] != 0
+        return run[abi.RUN_READY_FOR_INTERRUPT_INJECTION] == 1 and run[abi.RUN_IF_FLAG] != 0
+
+    @property
+    def readiness_known(self) -> bool:
+        """Whether `ready_for_interrupt` is still true: not before the first `run`, nor after state was set from here.
+
+        The next `run` tells it. With local APICs in the kernel that one might sleep: kick it.
+        """
+        return self._readiness_known
 
     def set_interrupt_window_requested(self, requested: bool) -> None:
         """Ask for an `IrqWindowExit` as soon as an interrupt can be injected, or take that back."""
@@ -258,6 +275,30 @@ class KvmVcpu:
         if not self.ready_for_interrupt():
             raise failure(abi.KVM_INTERRUPT.name, errno.EAGAIN, self._handle.subject)
         self._call(abi.KVM_INTERRUPT, abi.INTERRUPT.pack(vector))
+        self._queued = vector
+        self._run[abi.RUN_READY_FOR_INTERRUPT_INJECTION] = _NOT_RUN_SINCE  # the kernel never reads it
+
+    def queued_interrupt(self) -> int | None:
+        """The vector given to `interrupt` that the guest has not begun to take; with local APICs in the kernel only.
+
+        Until then the kernel keeps it (pending_userspace_extint) where no request can read it, so a snapshot has to ask
+        here. `get_sregs` shows it afterwards, while it is being delivered.
+        """
+        run = self._run
+        ready, if_flag = run[abi.RUN_READY_FOR_INTERRUPT_INJECTION], run[abi.RUN_IF_FLAG]
+        if self._queued is not None and ready != _NOT_RUN_SINCE and (ready or not if_flag or self._is_held_up()):
+            self._queued = None  # the guest has executed since: it was ready then, so the vector came first
+        return self._queued
+
+    def _is_held_up(self) -> bool:
+        """Whether something else than a queued vector keeps a guest with IF set from being ready for an interrupt."""
+        events = self.get_vcpu_events()
+        if events.interrupt_shadow or events.interrupt_injected or events.nmi_injected:
+            return True
+        if events.exception_injected or events.exception_pending:
+            return True
+        lint0 = self.get_lapic_state().regs[_LVT_LINT0]
+        return lint0 & _LVT_MASK_AND_MODE != _EXTINT and self.apic_base & _APIC_GLOBAL_ENABLE != 0
 
     def inject_nmi(self) -> None:
         """Inject an NMI (KVM_NMI)."""
@@ -269,6 +310,7 @@ class KvmVcpu:
         return records.regs_from_kvm(self._get(abi.KVM_GET_REGS, abi.REGS.size))
 
     def set_regs(self, regs: Regs) -> None:
+        self._readiness_known = False
         self._call(abi.KVM_SET_REGS, records.regs_to_kvm(regs))
 
     def get_sregs(self) -> Sregs:
@@ -276,6 +318,7 @@ class KvmVcpu:
 
     def set_sregs(self, sregs: Sregs) -> None:
         """Set them. Raises `InvalidArgument` if they are no state a processor can be in."""
+        self._readiness_known = False
         self._call(abi.KVM_SET_SREGS, records.sregs_to_kvm(sregs))
 
     def set_cpuid(self, entries: Sequence[CpuidEntry]) -> None:
@@ -317,6 +360,7 @@ class KvmVcpu:
 
     def set_vcpu_events(self, events: VcpuEvents) -> None:
         """Set what the vCPU is about to take; optional fields by ``events.flags``."""
+        self._readiness_known = False
         self._call(abi.KVM_SET_VCPU_EVENTS, records.events_to_kvm(events))
 
     # --- what needs a local APIC in the kernel
@@ -326,6 +370,7 @@ class KvmVcpu:
         return kvm_layout.lapic_from_kvm(self._get(abi.KVM_GET_LAPIC, abi.LAPIC_STATE.size))
 
     def set_lapic_state(self, state: LapicState) -> None:
+        self._readiness_known = False
         self._call(abi.KVM_SET_LAPIC, kvm_layout.lapic_to_kvm(state))
 
     def get_mp_state(self) -> MPState:
@@ -340,4 +385,5 @@ class KvmVcpu:
     def set_mp_state(self, state: MPState) -> None:
         """Set it. Raises `InvalidArgument` for STOPPED, and without a local APIC for all but RUNNABLE."""
         check_type(state, int, subject=self._handle.subject, argument="state")
+        self._readiness_known = False
         self._call(abi.KVM_SET_MP_STATE, records.pack(abi.MP_STATE, "state", state))

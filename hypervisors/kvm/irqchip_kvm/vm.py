@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Self
 
 from irqchip_core.arguments import check_int, check_type
+from irqchip_core.clock import MonotonicClock
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.events import Event
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute
@@ -48,6 +49,7 @@ class KvmVm:
     """
 
     hypervisor = "kvm"
+    clock = MonotonicClock()
 
     def __init__(self, handle: Handle, run_size: int, cpuid: Sequence[CpuidEntry]) -> None:
         self._handle = handle
@@ -126,11 +128,18 @@ class KvmVm:
             raise failure(name, -result, self._handle.subject)
 
     def enable_x2apic_api(self) -> None:
-        """Use 32-bit APIC ids in `KvmVcpu.get_lapic_state` and in routes (KVM_CAP_X2APIC_API).
+        """Let local APICs be what the Intel SDM says they are, as far as the kernel can (KVM_CAP_X2APIC_API).
 
-        Also ends the quirk that destination 0xFF is a broadcast in x2APIC mode. Before the first vCPU.
+        APIC ids have 32 bits in `KvmVcpu.get_lapic_state`, in routes and in `signal_msi`, and destination 0xFF is no
+        broadcast in x2APIC mode. If the IOAPIC is in user space and the kernel can do it, a guest that suppresses
+        the broadcast of EOIs (SDM vol. 3, 12.8.5) causes no `IoapicEoiExit`: it writes the IOAPIC's EOI register.
+        Other kernels let such a guest believe so, and report the EOI all the same.
+
+        Before the first vCPU, and after `enable_split_irqchip`.
         """
-        self.enable_cap(Cap.X2APIC_API, abi.X2APIC_API_USE_32BIT_IDS | abi.X2APIC_API_DISABLE_BROADCAST_QUIRK)
+        flags = abi.X2APIC_API_USE_32BIT_IDS | abi.X2APIC_API_DISABLE_BROADCAST_QUIRK
+        flags |= self.check_extension(Cap.X2APIC_API) & abi.X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST
+        self.enable_cap(Cap.X2APIC_API, flags)
 
     # --- memory and processors
 

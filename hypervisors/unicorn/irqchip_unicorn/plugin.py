@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import IrqChipError
 from irqchip_core.hookspecs import Hypervisor, hookimpl
 
@@ -18,6 +19,7 @@ class UnicornHypervisor(Hypervisor):
     api_version = 1
     summary = "Unicorn CPU emulator (x86-64 in software, any machine)"
     rank = 50
+    virtual_time = True
 
     def probe(self) -> str | None:
         """None if VMs can be made here, else one sentence saying why not and what would help."""
@@ -32,6 +34,11 @@ class UnicornHypervisor(Hypervisor):
         from irqchip_unicorn.vm import UnicornVm
 
         return UnicornVm()
+
+    def create_vm_in_virtual_time(self, clock: VirtualClock) -> UnicornVm:
+        from irqchip_unicorn.vm import UnicornVm
+
+        return UnicornVm(clock)
 
 
 @hookimpl

@@ -50,6 +50,7 @@ class Processor:
         vcpu_id: Its number.
         tsc: The time-stamp counter of the VM.
         msr_exits: Gives the MSRs that are left to the VMM; the same object as long as they are the same.
+        executed: Told how many instructions each piece of guest code had, at least 1, as soon as they are executed.
 
     Attributes:
         engine, context: Its Unicorn engine, and the state in it; others after memory was added.
@@ -63,11 +64,17 @@ class Processor:
     """
 
     def __init__(
-        self, memory: GuestMemory, vcpu_id: int, tsc: Callable[[], int], msr_exits: Callable[[], tuple[range, ...]]
+        self,
+        memory: GuestMemory,
+        vcpu_id: int,
+        tsc: Callable[[], int],
+        msr_exits: Callable[[], tuple[range, ...]],
+        executed: Callable[[int], object],
     ) -> None:
         self._memory = memory
         self._wanted_msr_exits = msr_exits
         self._msr_exits = msr_exits()
+        self._executed = executed
         self._code = TranslatedCode(memory)
         self.cpuid = Cpuid()
         self.cpuid.set(supported())
@@ -103,9 +110,9 @@ class Processor:
         self.port = self.msr = None
         self.engine.log.clear()
 
-    def step(self) -> Exit | None:
-        """Go on for up to `SLICE` instructions; None if there is nothing for user space to do yet."""
-        return self._go(lambda: self._report() or self._complete() or self._enter())
+    def step(self, count: int = SLICE) -> Exit | None:
+        """Go on for up to `count` instructions; None if there is nothing for user space to do yet."""
+        return self._go(lambda: self._report() or self._complete() or self._enter(count))
 
     def complete(self) -> Exit:
         """Finish the instruction of the last exit only; an exit of its next part, or else `INTERRUPTED`."""
@@ -163,7 +170,7 @@ class Processor:
         if log[-1].is_write:  # the instruction was done
             log.clear()
             return None
-        return self._interrupted() or self._after(self.engine.run(1)) or self._report()
+        return self._interrupted() or self._after(self._execute(1)) or self._report()
 
     def _interrupted(self) -> Exit | None:
         if not self.kicked or self._completing:
@@ -171,7 +178,7 @@ class Processor:
         self.kicked = False
         return INTERRUPTED
 
-    def _enter(self) -> Exit | None:
+    def _enter(self, count: int) -> Exit | None:
         if exit_ := self._interrupted():
             return exit_
         if self.engine.log:
@@ -180,7 +187,7 @@ class Processor:
         shadow = self.context.hflags & c.HF_INHIBIT_IRQ
         if self.nmis and not self._nmi_blocked:
             if shadow:
-                return self._after(self.engine.run(1))
+                return self._after(self._execute(1))
             self.nmis -= 1
             self._nmi_blocked = True
             self.context.intercept |= vmcb.INTERCEPT_IRET
@@ -192,7 +199,13 @@ class Processor:
             return _IRQ_WINDOW
         if bool(self.context.hflags2 & c.HF2_GIF) != self.window_requested:
             self.context.hflags2 ^= c.HF2_GIF
-        return self._after(self.engine.run(SLICE))
+        return self._after(self._execute(count))
+
+    def _execute(self, count: int) -> Stop:
+        before = self.engine.instructions
+        stop = self.engine.run(count)
+        self._executed(max(1, self.engine.instructions - before))
+        return stop
 
     def _look_around(self) -> None:
         """See what others have changed since the last slice."""
@@ -269,7 +282,7 @@ class Processor:
         elif intno == vmcb.IRET:
             context.intercept &= ~vmcb.INTERCEPT_IRET
             self._nmi_blocked = False
-            return self._after(self.engine.run(1))
+            return self._after(self._execute(1))
         else:
             raise GuestFault(UD)
         return None
@@ -277,7 +290,7 @@ class Processor:
     def _past(self, cr_writes: int) -> Exit | None:
         """Let the instruction do what was intercepted."""
         self.context.intercept_cr_write &= ~cr_writes
-        stop = self.engine.run(1)
+        stop = self._execute(1)
         self.context.intercept_cr_write |= cr_writes
         return self._after(stop)
 

@@ -12,17 +12,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
+from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import Closed, HypervisorError, InvalidArgument
 from irqchip_core.exits import Exit
 from irqchip_core.x86.registers import CpuidEntry, Regs, Sregs
 from irqchip_unicorn import state
-from irqchip_unicorn.processor import Processor
+from irqchip_unicorn.processor import INTERRUPTED, SLICE, Processor
 
 if TYPE_CHECKING:
     from irqchip_unicorn.vm import UnicornVm
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that `UnicornVcpu.close` waits for a `run` on another thread to come back."""
+
+NS_PER_INSTRUCTION = 10
+"""How long an instruction takes in virtual time: the guest sees a processor of 100 million a second."""
+TURN = 2_000
+"""Instructions that `UnicornVcpu.run` executes in virtual time at most."""
 
 _MOST_NMIS = 2  # one being handled, one pending
 
@@ -34,7 +40,8 @@ class UnicornVcpu:
         self._vm = vm
         self._id = vcpu_id
         self._subject = f"Unicorn vCPU {vcpu_id}"
-        self._processor = Processor(vm.memory, vcpu_id, vm.clock, lambda: vm.msr_exits)
+        self._virtual_clock = vm.clock if isinstance(vm.clock, VirtualClock) else None
+        self._processor = Processor(vm.memory, vcpu_id, vm.clock.now, lambda: vm.msr_exits, self._executed)
         self._running = threading.Lock()
         self._closed = self._released = False
 
@@ -62,18 +69,41 @@ class UnicornVcpu:
 
         Buffers in the exit are valid until the next `run`, which also completes the access.
 
+        With a `VirtualClock` each instruction lets `NS_PER_INSTRUCTION` elapse on it, and `InterruptedExit` comes at
+        the clock's next alarm, or after `TURN` instructions: time to advance the clock, and for another vCPU.
+
         Raises:
             Closed: The vCPU is closed, or was closed meanwhile.
             HypervisorError: Another thread is in `run` (EBUSY).
         """
         with self._use():
+            if self._virtual_clock is not None:
+                return self._run_turn(self._virtual_clock)
             exit_ = None
             while exit_ is None:
-                with self._vm.turns:
-                    if self._closed:
-                        raise self._closed_error()
-                    exit_ = self._processor.step()
+                exit_ = self._step(SLICE)
             return exit_
+
+    def _run_turn(self, clock: VirtualClock) -> Exit:
+        alarm, end = clock.next_alarm(), clock.now() + TURN * NS_PER_INSTRUCTION
+        if alarm is not None:
+            end = min(alarm, end)
+        while True:
+            exit_ = self._step(max(1, -(-(end - clock.now()) // NS_PER_INSTRUCTION)))
+            if exit_ is not None:
+                return exit_
+            if clock.now() >= end:
+                return INTERRUPTED
+
+    def _step(self, count: int) -> Exit | None:
+        with self._vm.turns:
+            if self._closed:
+                raise self._closed_error()
+            return self._processor.step(count)
+
+    def _executed(self, instructions: int) -> None:
+        if self._virtual_clock is not None:
+            self._virtual_clock.elapse(instructions * NS_PER_INSTRUCTION)
 
     def complete_io(self) -> Exit:
         """Finish the access of the last exit, and execute no further instruction. Then state may be read.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import platform
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Self
 
+from irqchip_core.clock import Clock, MonotonicClock
 from irqchip_core.errors import Closed, HypervisorError, InvalidArgument, Unsupported
 from irqchip_core.x86.registers import CpuidEntry
 from irqchip_unicorn import cpuid
@@ -26,8 +26,8 @@ class UnicornVm:
     Its vCPUs take turns: one executes guest code at any time, which makes locked instructions atomic.
 
     Args:
-        clock: Nanoseconds, never going back; what RDTSC shows. With a clock that does not follow real time, such as
-            one made from `instructions`, a run of one vCPU repeats exactly.
+        clock: The guest's time; RDTSC shows its nanoseconds. A `VirtualClock` is moved on by the vCPUs, see
+            `UnicornVcpu.run`; if one thread runs them all, the run repeats exactly. Without one: the host's time.
 
     Raises:
         Unsupported: This platform cannot run Unicorn as it is used here.
@@ -37,14 +37,14 @@ class UnicornVm:
     tsc_hz = TSC_HZ
     can_exit_on_msrs = True
 
-    def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
         if sys.maxsize < 1 << 32 or sys.byteorder != "little":
             raise Unsupported(
                 f"{platform.machine()} is not a little-endian machine of 64 bits",
                 subject="Unicorn",
                 remedy="use a 64-bit Python on x86-64 or arm64",
             )
-        self.clock = clock
+        self.clock: Clock = MonotonicClock() if clock is None else clock
         self.memory = GuestMemory()
         self.turns = Turns()
         self.msr_exits: tuple[range, ...] = ()

@@ -7,7 +7,6 @@ bookkeeping: the routing table that was last accepted, which events are connecte
 
 from __future__ import annotations
 
-import errno
 import logging
 import threading
 from collections.abc import Iterable
@@ -20,15 +19,16 @@ from irqchip_core.allocator import SystemAllocator
 from irqchip_core.arguments import check_int, check_type
 from irqchip_core.bus import Bus
 from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
-from irqchip_core.errors import Closed, HypervisorError, InvalidArgument, UnknownVcpu, WrongType
+from irqchip_core.errors import Closed, InvalidArgument, WrongType
 from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqEventToken, IrqLevelEvent
 from irqchip_core.hookspecs import Probe
 from irqchip_core.routes import IrqRoute, RoutingTable, default_routes
 from irqchip_core.vcpu import Vcpu, Vm
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.state import IoapicState, LapicState, PicSelect, PicState, PitState
-from irqchip_kvm import KvmVcpu, KvmVm
+from irqchip_kvm import Irqfds, KvmVm, VcpuSlots
 from irqchip_kvm.abi import Cap
+from irqchip_kvm.vcpu_slots import lapic_capabilities
 
 _log = logging.getLogger(__name__)
 
@@ -50,13 +50,6 @@ _NEEDED = {
 }
 
 
-def _capabilities(vm: KvmVm) -> frozenset[IrqChipCap]:
-    capabilities = {IrqChipCap.X2APIC, IrqChipCap.MP_STATE_GET_SET}
-    if vm.check_extension(Cap.TSC_DEADLINE_TIMER) == 1:
-        capabilities.add(IrqChipCap.TSC_DEADLINE_TIMER)
-    return frozenset(capabilities)
-
-
 def probe(vm: Vm) -> Probe:
     """Whether `vm` can have this chip."""
     if not isinstance(vm, KvmVm):
@@ -64,15 +57,7 @@ def probe(vm: Vm) -> Probe:
     missing = [what for capability, what in _NEEDED.items() if not vm.check_extension(capability)]
     if missing:
         return Probe(f"this kernel's KVM lacks {', '.join(missing)}; use a kernel with CONFIG_KVM_IOAPIC")
-    return Probe(capabilities=_capabilities(vm))
-
-
-@frozen(eq=False)
-class _Registration:
-    """An event the kernel listens to. Our clone of the trigger keeps the irqfd when the device closes its own."""
-
-    gsi: int
-    trigger: Event
+    return Probe(capabilities=lapic_capabilities(vm))
 
 
 @frozen
@@ -95,10 +80,10 @@ class _Shared:
 
     def __init__(self, vm: KvmVm, vcpu_count: int) -> None:
         self.vm = vm
-        self.vcpus: list[KvmVcpu | None] = [None] * vcpu_count
+        self.vcpus = VcpuSlots(NAME, vm, vcpu_count)
+        self.irqfds = Irqfds(vm)
         self.routes = RoutingTable(default_routes(), subject=NAME)  # KVM_CREATE_IRQCHIP installs the same
-        self.registrations: list[_Registration] = []
-        self.capabilities = _capabilities(vm)
+        self.capabilities = lapic_capabilities(vm)
         self.handles = 1
         self.lock = threading.Lock()
 
@@ -124,10 +109,11 @@ class KvmKernelIrqChip(IrqChipX86_64):
             raise WrongType(
                 f"it is a {type(vm).__name__}", subject=NAME, argument="vm", remedy="give an irqchip_kvm.KvmVm"
             )
-        check_int(vcpu_count, 1, vm.max_vcpu_id(), subject=NAME, argument="vcpu_count")
+        shared = _Shared(vm, vcpu_count)
         vm.create_irqchip()
         vm.create_pit2()
-        self._state: _Shared | None = _Shared(vm, vcpu_count)
+        vm.enable_x2apic_api()
+        self._state: _Shared | None = shared
 
     @property
     def _shared(self) -> _Shared:
@@ -139,81 +125,23 @@ class KvmKernelIrqChip(IrqChipX86_64):
         """For methods that leave all else to the kernel: raises `Closed` if this handle is closed."""
         _ = self._shared
 
-    def _vcpu(self, vcpu_id: int) -> KvmVcpu:
-        vcpus = self._shared.vcpus
-        check_type(vcpu_id, int, subject=NAME, argument="vcpu_id")
-        vcpu = vcpus[vcpu_id] if 0 <= vcpu_id < len(vcpus) else None
-        if vcpu is None:
-            raise UnknownVcpu(
-                f"there is no vCPU {vcpu_id}", subject=NAME, argument="vcpu_id", remedy="give it to add_vcpu first"
-            )
-        return vcpu
-
     @override
     def add_vcpu(self, vcpu_id: int, vcpu: Vcpu) -> None:
-        shared = self._shared
-        check_type(vcpu_id, int, subject=NAME, argument="vcpu_id")
-        if not 0 <= vcpu_id < len(shared.vcpus):
-            raise UnknownVcpu(
-                f"vCPU {vcpu_id} is beyond the {len(shared.vcpus)} the chip was made for",
-                subject=NAME,
-                argument="vcpu_id",
-                remedy="make the chip with a larger vcpu_count",
-            )
-        if not isinstance(vcpu, KvmVcpu):
-            raise WrongType(
-                f"it is a {type(vcpu).__name__}", subject=NAME, argument="vcpu", remedy="give an irqchip_kvm.KvmVcpu"
-            )
-        if vcpu.vm is not shared.vm:
-            raise InvalidArgument(
-                "it is of another VM",
-                subject=NAME,
-                argument="vcpu",
-                remedy="give a vCPU of the VM the chip was made for",
-            )
-        if vcpu.id != vcpu_id:
-            raise InvalidArgument(
-                f"it is vCPU {vcpu.id}, not {vcpu_id}", subject=NAME, argument="vcpu", remedy="add it as its own number"
-            )
-        shared.vcpus[vcpu_id] = vcpu
+        self._shared.vcpus.add(vcpu_id, vcpu)
 
     # Events: KVM_IRQFD, edge or with a resample event. The kernel listens; nothing is served here.
 
     def _register(self, irq: int, event: IrqEdgeEvent | IrqLevelEvent, source: IrqEventSource) -> None:
         shared = self._shared
         self._check_gsi(irq)
-        trigger = event.get_trigger().clone()
-        try:
-            with shared.lock:
-                resample = event.get_resample() if isinstance(event, IrqLevelEvent) else None
-                shared.vm.assign_irqfd(irq, trigger, resample)
-                shared.registrations.append(_Registration(irq, trigger))
-        except BaseException:
-            trigger.close()
-            raise
+        shared.irqfds.connect(irq, event, source)
         self.observers.event_registered(self, irq, source, None)
 
     def _unregister(self, irq: int, trigger: Event) -> None:
         shared = self._shared
         self._check_gsi(irq)
-        trigger.fileno()  # a closed event could not be told from others
-        with shared.lock:
-            found = next((r for r in shared.registrations if r.gsi == irq and r.trigger == trigger), None)
-            if found is None:
-                return
-            self._disconnect(shared.vm, found)
-            shared.registrations.remove(found)
-        found.trigger.close()
-        self.observers.event_unregistered(self, irq)
-
-    def _disconnect(self, vm: KvmVm, registration: _Registration) -> None:
-        try:
-            vm.deassign_irqfd(registration.gsi, registration.trigger)
-        except Closed:
-            pass  # the VM is, and its irqfds went with it
-        except HypervisorError as error:
-            if error.errno != errno.EIO:  # else the VM, with its irqfds, belongs to the process we were forked from
-                raise
+        if shared.irqfds.disconnect(irq, trigger):
+            self.observers.event_unregistered(self, irq)
 
     def _check_gsi(self, irq: int) -> None:
         check_int(irq, 0, (1 << 32) - 1, subject=NAME, argument="irq")
@@ -303,11 +231,11 @@ class KvmKernelIrqChip(IrqChipX86_64):
 
     @override
     def get_mp_state(self, vcpu_id: int) -> MPState:
-        return self._vcpu(vcpu_id).get_mp_state()
+        return self._shared.vcpus[vcpu_id].get_mp_state()
 
     @override
     def set_mp_state(self, vcpu_id: int, state: MPState) -> None:
-        self._vcpu(vcpu_id).set_mp_state(state)
+        self._shared.vcpus[vcpu_id].set_mp_state(state)
 
     @override
     def try_clone(self) -> Self:
@@ -347,10 +275,7 @@ class KvmKernelIrqChip(IrqChipX86_64):
             shared.handles -= 1
             if shared.handles:
                 return
-            registrations, shared.registrations = shared.registrations, []
-        for registration in registrations:
-            self._disconnect(shared.vm, registration)
-            registration.trigger.close()
+        shared.irqfds.close()
 
     # The x86 extension: KVM_GET/SET_IRQCHIP, _LAPIC, _PIT2.
 
@@ -372,11 +297,11 @@ class KvmKernelIrqChip(IrqChipX86_64):
 
     @override
     def get_lapic_state(self, vcpu_id: int) -> LapicState:
-        return self._vcpu(vcpu_id).get_lapic_state()
+        return self._shared.vcpus.get_lapic_state(vcpu_id)
 
     @override
     def set_lapic_state(self, vcpu_id: int, state: LapicState) -> None:
-        self._vcpu(vcpu_id).set_lapic_state(state)
+        self._shared.vcpus.set_lapic_state(vcpu_id, state)
 
     @override
     def get_pit(self) -> PitState:
@@ -399,7 +324,7 @@ class KvmKernelIrqChip(IrqChipX86_64):
     @override
     def snapshot_chip_specific(self) -> KernelChipState:
         shared = self._shared
-        vcpus = [self._vcpu(vcpu_id) for vcpu_id in range(len(shared.vcpus))]
+        vcpus = shared.vcpus.all()
         return KernelChipState(
             routes=tuple(shared.routes),
             apic_bases=tuple(vcpu.get_msrs([IA32_APIC_BASE])[IA32_APIC_BASE] for vcpu in vcpus),
@@ -424,7 +349,7 @@ class KvmKernelIrqChip(IrqChipX86_64):
     def restore_chip_specific(self, data: Any) -> None:
         count = len(self._shared.vcpus)
         self.check_chip_specific(data, count)
-        vcpus = [self._vcpu(vcpu_id) for vcpu_id in range(count)]
+        vcpus = self._shared.vcpus.all()
         self.set_irq_routes(data.routes)
         for vcpu, apic_base, bitmap in zip(vcpus, data.apic_bases, data.interrupt_bitmaps, strict=True):
             vcpu.set_msrs({IA32_APIC_BASE: apic_base})

@@ -1,17 +1,15 @@
 """`UserspaceIrqChip`: all controllers in Python, on any hypervisor that offers the vCPU protocol.
 
-The PICs, the IOAPIC, the PIT and everybody's lines are the `Board`'s; local APICs and the vCPUs' comings and
-goings are here. The locks and their order are the board's: `ioapic_lock`, then `lock`, which guards the local APICs
-and MP states too. No thread exists before `finalize_devices`; then one serves all timers.
+PICs, IOAPIC, PIT and everybody's lines are the `Board`'s, what goes with them is the `BoardChip`'s; local APICs and the
+vCPUs' comings and goings are here. The locks and their order are the board's: its `lock` guards local APICs and MP
+states too. No thread exists before `finalize_devices`; then one serves all timers.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import threading
-from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any
 
 from attrs import frozen
 from typing_extensions import override
@@ -20,27 +18,23 @@ from irqchip_core.allocator import SystemAllocator
 from irqchip_core.arguments import check_int, check_type
 from irqchip_core.bus import Access, Bus, BusDevice
 from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
-from irqchip_core.clock import Clock, MonotonicClock
-from irqchip_core.errors import Closed, InvalidArgument, UnknownVcpu, WrongType
-from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqEventToken, IrqLevelEvent
+from irqchip_core.clock import Clock
+from irqchip_core.errors import InvalidArgument, UnknownVcpu, WrongType
 from irqchip_core.exits import MsrExit
 from irqchip_core.hookspecs import Probe
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute
 from irqchip_core.vcpu import Vcpu, VcpuX86_64, Vm
-from irqchip_core.x86.board import Board
-from irqchip_core.x86.chip import IrqChipX86_64
+from irqchip_core.x86.board_chip import LAPIC_FREQUENCY, BoardChip
 from irqchip_core.x86.destinations import Destinations
 from irqchip_core.x86.effects import ApicBaseChanged, Effects, EoiBroadcast, WakeAt
 from irqchip_core.x86.lapic import Lapic
 from irqchip_core.x86.lapic_registers import APIC_BASE_RESET, IA32_APIC_BASE, IA32_TSC_DEADLINE
 from irqchip_core.x86.msi import Message
-from irqchip_core.x86.state import LAPIC_BASE, IoapicState, LapicState, PicSelect, PicState, PitState
+from irqchip_core.x86.state import LAPIC_BASE, LapicState
 from irqchip_userspace.processors import HALTED, RUNNABLE, Processor
 
 NAME = "userspace"
 
-LAPIC_FREQUENCY = 1_000_000_000
-"""Input clock of the timers in Hz: that of KVM's local APICs, so that a guest can move between the chips."""
 LAPIC_LENGTH = 0x1000
 MAX_VCPUS = 255
 """APIC ids are 8 bits in xAPIC mode, and 255 is the broadcast address."""
@@ -81,21 +75,18 @@ class _Shared:
     """What changes, and is the same for all handles of a chip."""
 
     def __init__(self, vcpu_count: int) -> None:
-        self.handles = 1
-        self.alarm_lock = threading.Lock()  # innermost
-        self.alarm_at: int | None = None
         self.tsc_offsets = [0] * vcpu_count  # guest's time-stamp counter less that of the clock
         self.pages: _Pages | None = None
 
 
-class UserspaceIrqChip(IrqChipX86_64):
+class UserspaceIrqChip(BoardChip):
     """The chip in user space.
 
     Args:
         vm: A VM without vCPUs and without a chip in its hypervisor.
         vcpu_count: How many vCPUs it will have at most, 1 to 255; their APIC ids are 0 and up.
         pins: Number of inputs of the IOAPIC, 24 to 240.
-        clock: Where all timers have their time from.
+        clock: Where all timers have their time from, if not from the VM's.
 
     Raises:
         WrongType: `vm` does not offer what the chip needs.
@@ -105,24 +96,14 @@ class UserspaceIrqChip(IrqChipX86_64):
     name = NAME
 
     def __init__(self, vm: Vm, vcpu_count: int, *, pins: int = IOAPIC_PINS, clock: Clock | None = None) -> None:
-        super().__init__()
         refusal = probe(vm).refusal
         if refusal is not None:
             raise WrongType(refusal, subject=NAME, argument="vm", remedy="give a VM of irqchip_core.vcpu.Vm's protocol")
         check_int(vcpu_count, 1, MAX_VCPUS, subject=NAME, argument="vcpu_count")
+        super().__init__(pins, _capabilities(vm), clock if clock is not None else vm.clock)
         self._shared = _Shared(vcpu_count)
-        self._clock: Clock = clock if clock is not None else MonotonicClock()
-        self._capabilities = _capabilities(vm)
         if IrqChipCap.X2APIC in self._capabilities:
             vm.exit_on_msrs(APIC_MSRS)
-        self._board = Board(
-            NAME,
-            self._clock,
-            pins,
-            deliver=self._deliver,
-            interrupt_line_changed=self._interrupt_line_changed,
-            deadline_changed=self._wake_at,
-        )
         self._lock = self._board.lock
         self._destinations = Destinations()
         self._processors: list[Processor] = []
@@ -139,14 +120,6 @@ class UserspaceIrqChip(IrqChipX86_64):
             self._destinations.add(lapic)
             self._processors.append(Processor(lapic, self._lock))
         self._tsc_hz = tsc_hz
-        self._alarm = self._clock.alarm(self._expire)
-        self._open = True
-
-    # Handles
-
-    def _check_open(self) -> None:
-        if not self._open:
-            raise Closed("the chip is closed", subject=NAME, remedy="keep the handle open, or use another clone")
 
     def _processor(self, vcpu_id: int) -> Processor:
         self._check_open()
@@ -170,26 +143,10 @@ class UserspaceIrqChip(IrqChipX86_64):
         return processor
 
     @override
-    def try_clone(self) -> Self:
-        self._check_open()
-        clone = copy.copy(self)
+    def _disconnect(self) -> None:
         with self._lock:
-            self._shared.handles += 1
-        return clone
-
-    @override
-    def close(self) -> None:
-        if not self._open:
-            return
-        self._open = False
-        with self._lock:
-            self._shared.handles -= 1
-            if self._shared.handles:
-                return
             for processor in self._processors:
-                processor.interrupt()  # nobody else would
-        self._alarm.close()
-        self._board.close()
+                processor.interrupt()  # nobody else would wake it up
 
     # vCPUs
 
@@ -334,6 +291,7 @@ class UserspaceIrqChip(IrqChipX86_64):
 
     # Messages and the PICs' output, with the lock held
 
+    @override
     def _deliver(self, message: Message, source: Lapic | None = None) -> bool:
         """Give a message to those it is for; False if there is nobody."""
         takers = self._destinations.deliver(message, source)
@@ -341,6 +299,7 @@ class UserspaceIrqChip(IrqChipX86_64):
             self._processors[lapic.apic_id].wake()
         return bool(takers)
 
+    @override
     def _interrupt_line_changed(self, level: bool) -> None:
         processor = self._processors[0]
         processor.lapic.set_lint(0, level)
@@ -407,17 +366,8 @@ class UserspaceIrqChip(IrqChipX86_64):
 
     # Timers
 
-    def _wake_at(self, when: int) -> None:
-        shared = self._shared
-        with shared.alarm_lock:
-            if shared.alarm_at is None or when < shared.alarm_at:
-                shared.alarm_at = when
-                self._alarm.set(when)
-
-    def _expire(self) -> None:
-        """The alarm rings: let every timer catch up."""
-        with self._shared.alarm_lock:
-            self._shared.alarm_at = None
+    @override
+    def _catch_up(self) -> int | None:
         deadlines = [self._board.expire()]
         with self._lock:
             now = self._clock.now()
@@ -428,128 +378,15 @@ class UserspaceIrqChip(IrqChipX86_64):
                         self._carry_out(processor, lapic.expire(now, now * self._tsc_hz // 1_000_000_000 + offset))
                         processor.wake()
                     deadlines.append(lapic.wake_at)
-            when = min((deadline for deadline in deadlines if deadline is not None), default=None)
-            if when is not None:
-                self._wake_at(when)
-
-    # Events, lines and routes: the board's
-
-    def _register(self, irq: int, event: IrqEdgeEvent | IrqLevelEvent, source: IrqEventSource) -> IrqEventIndex:
-        self._check_open()
-        self._check_gsi(irq)
-        index = self._board.register(irq, event, source)
-        self.observers.event_registered(self, irq, source, index)
-        return index
-
-    def _unregister(self, irq: int, trigger: Event) -> None:
-        self._check_open()
-        self._check_gsi(irq)
-        if self._board.unregister(irq, trigger):
-            self.observers.event_unregistered(self, irq)
-
-    def _check_gsi(self, irq: int) -> None:
-        check_int(irq, 0, (1 << 32) - 1, subject=NAME, argument="irq")
-
-    @override
-    def register_edge_irq_event(self, irq: int, event: IrqEdgeEvent, source: IrqEventSource) -> IrqEventIndex:
-        check_type(event, IrqEdgeEvent, subject=NAME, argument="event")
-        return self._register(irq, event, source)
-
-    @override
-    def unregister_edge_irq_event(self, irq: int, event: IrqEdgeEvent) -> None:
-        check_type(event, IrqEdgeEvent, subject=NAME, argument="event")
-        self._unregister(irq, event.get_trigger())
-
-    @override
-    def register_level_irq_event(self, irq: int, event: IrqLevelEvent, source: IrqEventSource) -> IrqEventIndex:
-        check_type(event, IrqLevelEvent, subject=NAME, argument="event")
-        return self._register(irq, event, source)
-
-    @override
-    def unregister_level_irq_event(self, irq: int, event: IrqLevelEvent) -> None:
-        check_type(event, IrqLevelEvent, subject=NAME, argument="event")
-        self._unregister(irq, event.get_trigger())
-
-    @override
-    def route_irq(self, route: IrqRoute) -> None:
-        self._check_open()
-        self._board.set_routes(self._board.routes.adding(route))
-        self.observers.routes_changed(self, self._board.routes)
-
-    @override
-    def set_irq_routes(self, routes: Iterable[IrqRoute]) -> None:
-        self._check_open()
-        self._board.set_routes(self._board.routes.replaced(routes))
-        self.observers.routes_changed(self, self._board.routes)
-
-    @override
-    def irq_event_tokens(self) -> list[IrqEventToken]:
-        self._check_open()
-        return self._board.events.tokens()
-
-    @override
-    def service_irq(self, irq: int, level: bool) -> None:
-        self._check_open()
-        self._check_gsi(irq)
-        self._board.service_irq(irq, level)
-
-    @override
-    def service_irq_event(self, index: IrqEventIndex) -> None:
-        self._check_open()
-        check_type(index, int, subject=NAME, argument="index")
-        self._board.service_event(index)
-
-    @override
-    def broadcast_eoi(self, vector: int) -> None:
-        self._check_open()
-        check_int(vector, 0, 0xFF, subject=NAME, argument="vector")
-        self._board.broadcast_eoi(vector)
-
-    @override
-    def process_delayed_irq_events(self) -> None:
-        self._check_open()
-        self._board.process_delayed()
-
-    @override
-    def irq_delayed_event_token(self) -> Event:
-        self._check_open()
-        return self._board.delayed_token()
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     @override
     def finalize_devices(self, allocator: SystemAllocator, io_bus: Bus, mmio_bus: Bus) -> None:
-        self._check_open()
         pages = _Pages(self, mmio_bus)
-        self._board.put_on(allocator, io_bus, mmio_bus, [(mmio_bus, pages, LAPIC_BASE, LAPIC_LENGTH)])
+        self._put_on(allocator, io_bus, mmio_bus, [(mmio_bus, pages, LAPIC_BASE, LAPIC_LENGTH)])
         self._shared.pages = pages
-        self._alarm.start()
-
-    @override
-    def check_capability(self, capability: IrqChipCap) -> bool:
-        self._check_open()
-        check_type(capability, IrqChipCap, subject=NAME, argument="capability")
-        return capability in self._capabilities
 
     # The x86 extension
-
-    @override
-    def get_pic_state(self, select: PicSelect) -> PicState:
-        self._check_open()
-        return self._board.get_pic_state(select)
-
-    @override
-    def set_pic_state(self, select: PicSelect, state: PicState) -> None:
-        self._check_open()
-        self._board.set_pic_state(select, state)
-
-    @override
-    def get_ioapic_state(self) -> IoapicState:
-        self._check_open()
-        return self._board.get_ioapic_state()
-
-    @override
-    def set_ioapic_state(self, state: IoapicState) -> None:
-        self._check_open()
-        self._board.set_ioapic_state(state)
 
     @override
     def get_lapic_state(self, vcpu_id: int) -> LapicState:
@@ -564,29 +401,11 @@ class UserspaceIrqChip(IrqChipX86_64):
             now = self._clock.now()
             tsc = now * self._tsc_hz // 1_000_000_000 + self._shared.tsc_offsets[vcpu_id]
             processor.lapic.set_state(state, now, tsc)
+            if vcpu_id == 0:  # KVM's records do not tell the level of LINT0
+                processor.lapic.set_lint(0, self._board.pic.interrupt_requested)
             if processor.lapic.wake_at is not None:
                 self._wake_at(processor.lapic.wake_at)
             processor.wake()
-
-    @override
-    def get_pit(self) -> PitState:
-        self._check_open()
-        return self._board.get_pit()
-
-    @override
-    def set_pit(self, state: PitState) -> None:
-        self._check_open()
-        self._board.set_pit(state)
-
-    @override
-    def lapic_frequency(self) -> int:
-        self._check_open()
-        return LAPIC_FREQUENCY
-
-    @override
-    def pit_uses_speaker_port(self) -> bool:
-        self._check_open()
-        return True
 
     @override
     def snapshot_chip_specific(self) -> UserspaceChipState:

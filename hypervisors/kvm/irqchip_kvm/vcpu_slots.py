@@ -1,0 +1,131 @@
+"""`VcpuSlots`: the vCPUs of a chip whose local APICs are in the kernel, and what such a chip does with them."""
+
+from __future__ import annotations
+
+from irqchip_core.arguments import check_int, check_type
+from irqchip_core.chip import IrqChipCap
+from irqchip_core.errors import InvalidArgument, UnknownVcpu, WrongType
+from irqchip_core.vcpu import Vcpu
+from irqchip_core.x86.lapic_registers import IA32_APIC_BASE, IA32_TSC_DEADLINE
+from irqchip_core.x86.state import LapicState
+from irqchip_kvm.abi import Cap
+from irqchip_kvm.vcpu import KvmVcpu
+from irqchip_kvm.vm import KvmVm
+
+
+def lapic_capabilities(vm: KvmVm) -> frozenset[IrqChipCap]:
+    """What chips can do whose local APICs are KVM's."""
+    capabilities = {IrqChipCap.X2APIC, IrqChipCap.MP_STATE_GET_SET}
+    if vm.check_extension(Cap.TSC_DEADLINE_TIMER) == 1:
+        capabilities.add(IrqChipCap.TSC_DEADLINE_TIMER)
+    return frozenset(capabilities)
+
+
+class VcpuSlots:
+    """Room for the vCPUs of one VM.
+
+    Args:
+        subject: Name of the chip, for error messages.
+        vm: Their VM.
+        count: How many there will be at most: 1 to `KvmVm.max_vcpu_id`.
+
+    Raises:
+        InvalidArgument: `count` is out of range.
+    """
+
+    def __init__(self, subject: str, vm: KvmVm, count: int) -> None:
+        check_int(count, 1, vm.max_vcpu_id(), subject=subject, argument="vcpu_count")
+        self._subject = subject
+        self._vm = vm
+        self._vcpus: list[KvmVcpu | None] = [None] * count
+
+    def __len__(self) -> int:
+        return len(self._vcpus)
+
+    def add(self, vcpu_id: int, vcpu: Vcpu) -> KvmVcpu:
+        """Put a vCPU into its slot; raises as `IrqChip.add_vcpu` does."""
+        check_type(vcpu_id, int, subject=self._subject, argument="vcpu_id")
+        if not 0 <= vcpu_id < len(self._vcpus):
+            raise UnknownVcpu(
+                f"vCPU {vcpu_id} is beyond the {len(self._vcpus)} the chip was made for",
+                subject=self._subject,
+                argument="vcpu_id",
+                remedy="make the chip with a larger vcpu_count",
+            )
+        if not isinstance(vcpu, KvmVcpu):
+            raise WrongType(
+                f"it is a {type(vcpu).__name__}",
+                subject=self._subject,
+                argument="vcpu",
+                remedy="give an irqchip_kvm.KvmVcpu",
+            )
+        if vcpu.vm is not self._vm:
+            raise InvalidArgument(
+                "it is of another VM",
+                subject=self._subject,
+                argument="vcpu",
+                remedy="give a vCPU of the VM the chip was made for",
+            )
+        if vcpu.id != vcpu_id:
+            raise InvalidArgument(
+                f"it is vCPU {vcpu.id}, not {vcpu_id}",
+                subject=self._subject,
+                argument="vcpu",
+                remedy="add it as its own number",
+            )
+        self._vcpus[vcpu_id] = vcpu
+        return vcpu
+
+    def __getitem__(self, vcpu_id: int) -> KvmVcpu:
+        """The vCPU of that number. Raises `UnknownVcpu` if it is out of range or was not added."""
+        check_type(vcpu_id, int, subject=self._subject, argument="vcpu_id")
+        vcpu = self._vcpus[vcpu_id] if 0 <= vcpu_id < len(self._vcpus) else None
+        if vcpu is None:
+            raise UnknownVcpu(
+                f"there is no vCPU {vcpu_id}",
+                subject=self._subject,
+                argument="vcpu_id",
+                remedy="give it to add_vcpu first",
+            )
+        return vcpu
+
+    def own(self, vcpu: Vcpu) -> KvmVcpu:
+        """`vcpu`, which must be one of these. Raises `WrongType` or `UnknownVcpu` if it is not."""
+        check_type(vcpu, KvmVcpu, subject=self._subject, argument="vcpu")
+        own = self[vcpu.id]
+        if own is not vcpu:
+            raise UnknownVcpu(
+                f"this vCPU {vcpu.id} is not the chip's",
+                subject=self._subject,
+                argument="vcpu",
+                remedy="give it to add_vcpu first",
+            )
+        return own
+
+    def all(self) -> list[KvmVcpu]:
+        """Every vCPU, by number. Raises `UnknownVcpu` if one was not added."""
+        return [self[vcpu_id] for vcpu_id in range(len(self._vcpus))]
+
+    # The local APIC's record includes what KVM keeps in MSRs.
+
+    def get_lapic_state(self, vcpu_id: int) -> LapicState:
+        vcpu = self[vcpu_id]
+        state = vcpu.get_lapic_state()
+        msrs = vcpu.get_msrs([IA32_APIC_BASE, IA32_TSC_DEADLINE])
+        state.apic_base, state.tsc_deadline = msrs[IA32_APIC_BASE], msrs[IA32_TSC_DEADLINE]
+        return state
+
+    def set_lapic_state(self, vcpu_id: int, state: LapicState) -> None:
+        vcpu = self[vcpu_id]
+        check_type(state, LapicState, subject=self._subject, argument="state")
+        mode, before = vcpu.get_msrs([IA32_APIC_BASE]), vcpu.get_lapic_state()
+        if state.apic_base is not None:  # first: it says in which mode the registers are
+            vcpu.set_msrs({IA32_APIC_BASE: state.apic_base})
+        try:
+            vcpu.set_lapic_state(state)
+        except BaseException:
+            vcpu.set_msrs(mode)
+            vcpu.set_lapic_state(before)  # a change of mode has changed ids
+            raise
+        if state.tsc_deadline:
+            vcpu.set_msrs({IA32_TSC_DEADLINE: state.tsc_deadline})

@@ -1,0 +1,1 @@
+"""The interrupt chip whose local APICs are in the Linux kernel, and all else in Python, for irqchip."""

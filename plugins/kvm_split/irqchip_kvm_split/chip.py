@@ -1,0 +1,287 @@
+"""`KvmSplitIrqChip`: local APICs are in the Linux kernel; PICs, IOAPIC, PIT and everybody's lines are a `Board`.
+
+What passes between the two: messages go to KVM at once (KVM_SIGNAL_MSI); EOIs of level-triggered ones come back as
+`IoapicEoiExit` (see `kernel_routes`); the PICs' vectors go to vCPU 0 (see `pic_output`). Edge events on GSIs that
+carry a message go to the kernel as irqfds; all other events are served here. The locks are the board's.
+
+Left out, as KVM's local APICs do not have it: ExtINT as a message, and LINT0 in another mode than ExtINT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import frozen
+from typing_extensions import override
+
+from irqchip_core.arguments import check_int, check_type
+from irqchip_core.chip import MPState, VcpuRunState
+from irqchip_core.clock import Clock
+from irqchip_core.errors import InvalidArgument, InvalidRoute, WrongType
+from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
+from irqchip_core.hookspecs import Probe
+from irqchip_core.routes import IOAPIC_PINS, IrqRoute, MsiSource, PinSource, RoutingTable
+from irqchip_core.vcpu import Vcpu, Vm
+from irqchip_core.x86.board_chip import BoardChip
+from irqchip_core.x86.ioapic import MAXIMUM_PINS
+from irqchip_core.x86.msi import Message, encode_msi
+from irqchip_core.x86.state import LapicState
+from irqchip_kvm import Irqfds, KvmVm, VcpuSlots
+from irqchip_kvm.abi import Cap
+from irqchip_kvm.vcpu_slots import lapic_capabilities
+from irqchip_kvm_split.kernel_routes import KernelRoutes
+from irqchip_kvm_split.pic_output import PicOutput
+
+NAME = "kvm_split"
+
+_NEEDED = {
+    Cap.SPLIT_IRQCHIP: "local APICs without the other controllers (KVM_CAP_SPLIT_IRQCHIP)",
+    Cap.IRQ_ROUTING: "interrupt routing (KVM_CAP_IRQ_ROUTING)",
+    Cap.IRQFD: "irqfds (KVM_CAP_IRQFD)",
+    Cap.SIGNAL_MSI: "messages from user space (KVM_CAP_SIGNAL_MSI)",
+    Cap.MP_STATE: "MP states (KVM_CAP_MP_STATE)",
+    Cap.X2APIC_API: "APIC ids of 32 bits (KVM_CAP_X2APIC_API)",
+}
+
+
+def probe(vm: Vm) -> Probe:
+    """Whether `vm` can have this chip."""
+    if not isinstance(vm, KvmVm):
+        return Probe(f"it needs a VM of irqchip-kvm, not {type(vm).__name__}")
+    missing = [what for capability, what in _NEEDED.items() if not vm.check_extension(capability)]
+    if missing:
+        return Probe(f"this kernel's KVM lacks {', '.join(missing)}; use Linux 4.8 or later")
+    return Probe(capabilities=lapic_capabilities(vm))
+
+
+@frozen
+class SplitChipState:
+    """What only this chip has to save. All else is in the common records.
+
+    Attributes:
+        routes: The routing table.
+        interrupt_bitmaps: Of each vCPU, as a bit, the vector that is injected but not yet delivered.
+        untaken: Vector that the PICs have in service and vCPU 0 has not begun to take; None if there is none.
+    """
+
+    routes: tuple[IrqRoute, ...]
+    interrupt_bitmaps: tuple[int, ...]
+    untaken: int | None
+
+
+class KvmSplitIrqChip(BoardChip):
+    """The chip on both sides.
+
+    Args:
+        vm: A KVM VM without vCPUs and without a chip.
+        vcpu_count: How many vCPUs it will have at most: 1 to `KvmVm.max_vcpu_id`. Those from 255 on can only be reached
+            in x2APIC mode, and by messages whose address has the upper bits of the destination in bits 40-63.
+        pins: Number of inputs of the IOAPIC, 24 to 240.
+        clock: Where PIT and IOAPIC have their time from; None for the host's.
+
+    Raises:
+        WrongType: `vm` is not a `KvmVm`.
+        InvalidArgument: A number is out of range.
+        HypervisorError: KVM refuses to make the chip, because a vCPU or another chip exists.
+    """
+
+    name = NAME
+
+    def __init__(self, vm: Vm, vcpu_count: int, *, pins: int = IOAPIC_PINS, clock: Clock | None = None) -> None:
+        if not isinstance(vm, KvmVm):
+            raise WrongType(
+                f"it is a {type(vm).__name__}", subject=NAME, argument="vm", remedy="give an irqchip_kvm.KvmVm"
+            )
+        check_int(pins, IOAPIC_PINS, MAXIMUM_PINS, subject=NAME, argument="pins")
+        self._vcpus = VcpuSlots(NAME, vm, vcpu_count)
+        vm.enable_split_irqchip(pins)
+        vm.enable_x2apic_api()
+        self._vm = vm
+        self._irqfds = Irqfds(vm)
+        super().__init__(pins, lapic_capabilities(vm), clock if clock is not None else vm.clock)
+        self._pic_output = PicOutput(self._board)
+        self._kernel_routes = KernelRoutes(vm, self._board.ioapic)
+
+    @override
+    def _disconnect(self) -> None:
+        self._irqfds.close()
+
+    # Between the board and KVM
+
+    @override
+    def _deliver(self, message: Message) -> bool:
+        return self._vm.signal_msi(*encode_msi(message))
+
+    @override
+    def _interrupt_line_changed(self, level: bool) -> None:
+        self._pic_output.changed(level)
+
+    @override
+    def _entries_changed(self) -> None:
+        self._kernel_routes.entries_changed()
+
+    @override
+    def _commit_routes(self, routes: RoutingTable) -> None:
+        self._kernel_routes.routes_changed(routes)
+
+    # vCPUs: the kernel halts, waits and wakes.
+
+    @override
+    def add_vcpu(self, vcpu_id: int, vcpu: Vcpu) -> None:
+        self._check_open()
+        added = self._vcpus.add(vcpu_id, vcpu)
+        if vcpu_id == 0:
+            self._pic_output.connect(added)
+
+    @override
+    def inject_interrupts(self, vcpu: Vcpu) -> None:
+        self._check_open()
+        own = self._vcpus.own(vcpu)
+        if own.id == 0:
+            self._pic_output.inject(own)
+
+    @override
+    def halted(self, vcpu_id: int) -> None:
+        self._check_open()
+        _ = self._vcpus[vcpu_id]
+
+    @override
+    def wait_until_runnable(self, vcpu: Vcpu) -> VcpuRunState:
+        self._check_open()
+        self._vcpus.own(vcpu)
+        return VcpuRunState.RUNNABLE
+
+    @override
+    def kick_halted_vcpus(self) -> None:
+        self._check_open()
+
+    @override
+    def get_mp_state(self, vcpu_id: int) -> MPState:
+        self._check_open()
+        return self._vcpus[vcpu_id].get_mp_state()
+
+    @override
+    def set_mp_state(self, vcpu_id: int, state: MPState) -> None:
+        self._check_open()
+        vcpu = self._vcpus[vcpu_id]
+        check_type(state, MPState, subject=NAME, argument="state")
+        vcpu.set_mp_state(state)
+        self._pic_output.look_again()
+
+    # Events: the kernel's if nothing but a message can come of them, else the board's.
+
+    @override
+    def _connect_event(
+        self, gsi: int, event: IrqEdgeEvent | IrqLevelEvent, source: IrqEventSource
+    ) -> IrqEventIndex | None:
+        with self._board.routes_lock:
+            sources = self._board.routes[gsi]
+            level = isinstance(event, IrqLevelEvent)
+            if level and _has_message(sources):
+                raise InvalidArgument(
+                    f"GSI {gsi} carries a message, whose end nobody tells",
+                    subject=NAME,
+                    argument="irq",
+                    remedy="route the GSI to a pin of the IOAPIC or the PICs, or use an edge event",
+                )
+            if level or gsi < self._board.ioapic.pins or _has_pin(sources):
+                return self._board.register(gsi, event, source)
+            self._irqfds.connect(gsi, event, source)
+            return None
+
+    @override
+    def _disconnect_event(self, gsi: int, trigger: Event) -> bool:
+        with self._board.routes_lock:
+            return self._irqfds.disconnect(gsi, trigger) or self._board.unregister(gsi, trigger)
+
+    @override
+    def _change_routes(self, change: Callable[[RoutingTable], RoutingTable]) -> None:
+        taken_over: list[tuple[int, IrqEventSource, IrqEventIndex]] = []
+
+        def checked(old: RoutingTable) -> RoutingTable:
+            routes = change(old)
+            self._check_level_events(routes)
+            self._take_over(routes, taken_over)
+            return routes
+
+        try:
+            super()._change_routes(checked)
+        finally:
+            for gsi, source, index in taken_over:
+                self.observers.event_registered(self, gsi, source, index)
+
+    def _check_level_events(self, routes: RoutingTable) -> None:
+        for slot in self._board.events.slots():
+            if slot.resample is not None and _has_message(routes[slot.gsi]):
+                device = slot.source.device_name
+                raise InvalidRoute(
+                    f"{device} has a level event on GSI {slot.gsi}, and nobody tells the end of a message",
+                    subject=NAME,
+                    argument="route",
+                    remedy="unregister the event first, or route another GSI",
+                )
+
+    def _take_over(self, routes: RoutingTable, taken: list[tuple[int, IrqEventSource, IrqEventIndex]]) -> None:
+        """Serve the irqfds of GSIs that are about to have pins here: only the board can drive those."""
+        for gsi in self._irqfds.gsis():
+            while _has_pin(routes[gsi]) and (irqfd := self._irqfds.take_out(gsi)) is not None:
+                index = self._board.events.append(gsi, IrqEdgeEvent(irqfd.trigger), irqfd.source)
+                irqfd.trigger.close()
+                taken.append((gsi, irqfd.source, index))
+
+    # The x86 extension
+
+    @override
+    def get_lapic_state(self, vcpu_id: int) -> LapicState:
+        self._check_open()
+        return self._vcpus.get_lapic_state(vcpu_id)
+
+    @override
+    def set_lapic_state(self, vcpu_id: int, state: LapicState) -> None:
+        self._check_open()
+        self._vcpus.set_lapic_state(vcpu_id, state)
+        self._pic_output.look_again()
+
+    @override
+    def snapshot_chip_specific(self) -> SplitChipState:
+        self._check_open()
+        return SplitChipState(
+            routes=tuple(self._board.routes),
+            interrupt_bitmaps=tuple(vcpu.get_sregs().interrupt_bitmap for vcpu in self._vcpus.all()),
+            untaken=self._pic_output.untaken(),
+        )
+
+    @override
+    def check_chip_specific(self, data: Any, vcpu_count: int) -> None:
+        self._check_open()
+        count = len(self._vcpus)
+        if not isinstance(data, SplitChipState) or not len(data.interrupt_bitmaps) == vcpu_count == count:
+            raise InvalidArgument(
+                f"it is not the state of a {NAME} chip of {count} vCPUs",
+                subject=NAME,
+                argument="chip_specific",
+                remedy="restore what a chip of this backend gave that was made for as many vCPUs",
+            )
+        if data.untaken is not None:
+            check_int(data.untaken, 0, 0xFF, subject=NAME, argument="chip_specific.untaken")
+        self._check_level_events(self._board.routes.replaced(data.routes))  # raises if they are none, too
+
+    @override
+    def restore_chip_specific(self, data: Any) -> None:
+        self.check_chip_specific(data, len(self._vcpus))
+        vcpus = self._vcpus.all()
+        self.set_irq_routes(data.routes)
+        for vcpu, bitmap in zip(vcpus, data.interrupt_bitmaps, strict=True):
+            sregs = vcpu.get_sregs()
+            sregs.interrupt_bitmap = bitmap
+            vcpu.set_sregs(sregs)
+        self._pic_output.restore(data.untaken)
+
+
+def _has_pin(sources: tuple[PinSource | MsiSource, ...]) -> bool:
+    return any(isinstance(source, PinSource) for source in sources)
+
+
+def _has_message(sources: tuple[PinSource | MsiSource, ...]) -> bool:
+    return any(isinstance(source, MsiSource) for source in sources)

@@ -1,0 +1,82 @@
+"""`KernelRoutes`: the routing table that KVM has, kept with the IOAPIC's entries and the chip's messages.
+
+GSIs below the number of pins are reserved (the argument of KVM_CAP_SPLIT_IRQCHIP). There the MSI route of GSI n is the
+redirection entry of IOAPIC pin n, while that is level-triggered. Nothing is sent by it: it tells KVM which vectors end
+at the IOAPIC, so that their EOIs come as KVM_EXIT_IOAPIC_EOI. (An EOI of a level-triggered message on a GSI that is
+not reserved is never reported. kvm_pvm reports the EOI when it delivers, before the guest's handler has run.)
+Edge-triggered entries have no end to report, and no route here.
+
+GSIs from the number of pins on have the messages of the chip's own routes, for their irqfds.
+"""
+
+from __future__ import annotations
+
+from irqchip_core.routes import IrqRoute, MsiSource, RoutingTable
+from irqchip_core.x86.ioapic import MASKED, REMOTE_IRR, Ioapic
+from irqchip_core.x86.msi import LEVEL, decode_msi, decode_redirection_entry, encode_msi
+from irqchip_kvm import KvmVm
+
+
+class KernelRoutes:
+    """What KVM was told. For use with the IOAPIC's lock.
+
+    Args:
+        vm: A VM with a split chip that has as many reserved pins as `ioapic`, and no routes.
+        ioapic: The IOAPIC in user space.
+
+    Attributes:
+        updates: How often KVM_SET_GSI_ROUTING was called.
+    """
+
+    def __init__(self, vm: KvmVm, ioapic: Ioapic) -> None:
+        self._vm = vm
+        self._ioapic = ioapic
+        self._entries: list[int] = []  # as last looked at
+        self._pins: list[IrqRoute | None] = [None] * ioapic.pins
+        self._messages: list[IrqRoute] = []
+        self.updates = 0
+
+    def entries_changed(self) -> None:
+        """Follow the redirection entries: one update if there is something that KVM must know, otherwise none.
+
+        It need not know yet of a masked entry, and not any more that there was another route for it: that only
+        costs exits.
+        """
+        entries = self._ioapic.entries
+        if entries == self._entries:
+            return
+        pins = self._pin_routes()
+        if any(
+            new != old and (new is not None or not entry & MASKED)
+            for new, old, entry in zip(pins, self._pins, entries, strict=True)
+        ):
+            self._update(pins, self._messages)
+        self._entries = list(entries)
+
+    def routes_changed(self, routes: RoutingTable) -> None:
+        """Follow the chip's routes. Raises what `KvmVm.set_gsi_routing` raises, and then KVM has the old ones."""
+        messages = [route for route in routes if route.gsi >= self._ioapic.pins and _is_message(route)]
+        if messages != self._messages:
+            self._update(self._pin_routes(), messages)
+
+    def _pin_routes(self) -> list[IrqRoute | None]:
+        return [_pin_route(pin, entry) for pin, entry in enumerate(self._ioapic.entries)]
+
+    def _update(self, pins: list[IrqRoute | None], messages: list[IrqRoute]) -> None:
+        self.updates += 1
+        self._vm.set_gsi_routing([*(route for route in pins if route is not None), *messages])
+        self._pins, self._messages = pins, messages
+
+
+def _pin_route(pin: int, entry: int) -> IrqRoute | None:
+    """What KVM must know of a redirection entry now: None if there is no EOI to wait for."""
+    if entry & MASKED and not entry & REMOTE_IRR:
+        return None
+    message = decode_redirection_entry(entry)
+    return IrqRoute.msi(pin, *encode_msi(message)) if message.trigger_mode == LEVEL else None
+
+
+def _is_message(route: IrqRoute) -> bool:
+    """Whether a local APIC listens at its address. KVM would refuse some of the others, which guests make up."""
+    source = route.source
+    return isinstance(source, MsiSource) and decode_msi(source.address, source.data) is not None

@@ -1,0 +1,33 @@
+"""A VM of KVM's, its split chip for two vCPUs, and the guest that takes interrupts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from irqchip_kvm import Kvm, KvmVm
+from irqchip_kvm_split.chip import KvmSplitIrqChip
+from tests.chips.taker import Taker, program_ioapic, program_pics
+
+
+@pytest.fixture
+def vm(no_leaks: None) -> Iterator[KvmVm]:
+    with Kvm() as kvm, kvm.create_vm() as vm:
+        yield vm
+
+
+@pytest.fixture
+def chip(vm: KvmVm) -> Iterator[KvmSplitIrqChip]:
+    with KvmSplitIrqChip(vm, 2) as chip:
+        yield chip
+
+
+@pytest.fixture
+def taker(vm: KvmVm, chip: KvmSplitIrqChip) -> Iterator[Taker]:
+    """The guest, ready, with all lines masked in PICs and IOAPIC."""
+    with Taker(vm, chip) as taker:
+        program_pics(chip, primary_mask=0xFF)
+        program_ioapic(chip, {})
+        taker.start()
+        yield taker

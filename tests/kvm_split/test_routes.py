@@ -1,0 +1,238 @@
+"""What KVM is told of routes and redirection entries, and which events it listens to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from irqchip_core.errors import EventInUse, HypervisorError, InvalidArgument, InvalidRoute
+from irqchip_core.events import IrqEdgeEvent, IrqEventSource, IrqLevelEvent, PlatformDeviceId
+from irqchip_core.routes import IrqRoute, IrqSourceChip, MsiSource, PinSource, default_routes
+from irqchip_kvm import KvmVm
+from irqchip_kvm_split.chip import KvmSplitIrqChip
+from tests.chips.taker import MARKER_ROUTES, Taker, ioapic_entry, program_ioapic
+
+pytestmark = pytest.mark.kvm
+
+SOURCE = IrqEventSource(PlatformDeviceId.SERIAL, 0, "COM1")
+IOAPIC, LAPIC = 0xFEC00000, 0xFEE00000
+LEVEL, MASKED = 1 << 15, 1 << 16
+LEVEL_ASSERT = 1 << 14  # of an MSI's data
+
+
+class Told:
+    """Keeps what a VM is told by KVM_SET_GSI_ROUTING."""
+
+    def __init__(self, vm: KvmVm, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tables: list[dict[int, MsiSource]] = []
+        set_gsi_routing = vm.set_gsi_routing
+
+        def tell(routes: Any) -> None:
+            routes = list(routes)
+            set_gsi_routing(routes)
+            self.tables.append({route.gsi: route.source for route in routes})
+
+        monkeypatch.setattr(vm, "set_gsi_routing", tell)
+
+    def new(self) -> list[dict[int, MsiSource]]:
+        """The tables since the last look."""
+        tables, self.tables = self.tables, []
+        return tables
+
+
+@pytest.fixture
+def told(vm: KvmVm, monkeypatch: pytest.MonkeyPatch) -> Told:
+    return Told(vm, monkeypatch)
+
+
+class Entries:
+    """Writes redirection entries as a guest does, half by half."""
+
+    def __init__(self, taker: Taker) -> None:
+        self._bus = taker.mmio_bus
+
+    def write(self, register: int, value: int) -> None:
+        self._bus.write(IOAPIC, 4, register)
+        self._bus.write(IOAPIC + 0x10, 4, value)
+
+    def low(self, pin: int, value: int) -> None:
+        self.write(0x10 + 2 * pin, value)
+
+    def high(self, pin: int, value: int) -> None:
+        self.write(0x11 + 2 * pin, value)
+
+
+def test_each_reprogrammed_level_entry_costs_one_update_and_nothing_else_any(told: Told, taker: Taker) -> None:
+    entries = Entries(taker)
+    told.new()
+    messages = {route.gsi: route.source for route in MARKER_ROUTES}
+    entries.high(10, 1 << 24)
+    assert told.new() == []  # masked
+    entries.low(10, 0x4A | LEVEL)
+    first = MsiSource(LAPIC | 1 << 12, 0x4A | LEVEL | LEVEL_ASSERT)
+    assert told.new() == [{10: first, **messages}]
+    for value in (0x4A | LEVEL, 0x4A | LEVEL | MASKED, 0x4A | LEVEL, 0x4A | LEVEL | 1 << 13):
+        entries.low(10, value)  # nothing new, the mask, the polarity: not for KVM
+    assert told.new() == []
+    entries.low(10, 0x4B | LEVEL | MASKED)
+    entries.high(10, 0)
+    entries.low(10, 0x4B | LEVEL)
+    second = MsiSource(LAPIC, 0x4B | LEVEL | LEVEL_ASSERT)
+    assert told.new() == [{10: second, **messages}]
+    for pin in range(10):
+        entries.low(pin, 0x30 + pin)  # edges have no end
+        entries.low(pin, 0x40 + pin)
+    assert told.new() == []
+    entries.low(10, 0x4B)
+    assert told.new() == [messages]
+    entries.low(11, 0x4C | 4 << 8 | LEVEL)  # an NMI is sent as an edge, whatever its entry says
+    assert told.new() == []
+
+
+def test_a_masked_entry_keeps_its_route_while_its_end_is_awaited(
+    told: Told, taker: Taker, chip: KvmSplitIrqChip
+) -> None:
+    entries = Entries(taker)
+    entries.low(10, 0x4A | LEVEL)
+    chip.service_irq(10, True)  # in the local APIC now
+    entries.low(10, 0x4A | LEVEL | MASKED)
+    told.new()
+    entries.low(11, 0x4B | LEVEL)
+    (table,) = told.new()
+    assert {10, 11} < set(table)
+    chip.service_irq(10, False)
+    assert taker.take() == 0x4A
+    assert taker.take_until_marker() == []
+    assert not chip.get_ioapic_state().redirect_table[10] & 1 << 14
+    entries.low(11, 0x4C | LEVEL)
+    (table,) = told.new()
+    assert 10 not in table
+
+
+def test_kvm_knows_the_route_before_a_line_that_was_high_interrupts(taker: Taker, chip: KvmSplitIrqChip) -> None:
+    chip.service_irq(10, True)
+    Entries(taker).low(10, 0x4A | LEVEL)
+    chip.service_irq(10, False)
+    assert taker.take() == 0x4A
+    assert taker.take_until_marker() == []
+    assert not chip.get_ioapic_state().redirect_table[10] & 1 << 14  # its EOI was reported
+
+
+def test_only_messages_from_the_pins_on_are_told(told: Told, chip: KvmSplitIrqChip) -> None:
+    chip.route_irq(IrqRoute.ioapic(30 - 10))
+    chip.set_irq_routes(default_routes())
+    assert told.new() == []
+    chip.set_irq_routes([IrqRoute.msi(5, LAPIC, 0x45), IrqRoute.msi(24, LAPIC, 0x50)])
+    assert told.new() == [{24: MsiSource(LAPIC, 0x50)}]
+    chip.route_irq(IrqRoute.msi(25, 1 << 32 | LAPIC, 0x51))  # no local APIC is there, and KVM would refuse it
+    chip.route_irq(IrqRoute.msi(26, 0x1234, 0x51))
+    assert told.new() == []
+    chip.service_irq(25, True)
+
+
+def test_a_message_on_a_reserved_gsi_is_sent_by_the_chip(chip: KvmSplitIrqChip, taker: Taker) -> None:
+    chip.set_irq_routes([*MARKER_ROUTES, IrqRoute.msi(5, LAPIC, 0x45)])
+    with IrqEdgeEvent() as event:
+        assert chip.register_edge_irq_event(5, event, SOURCE) is not None
+        event.trigger()
+        assert taker.take() == 0x45
+
+
+def test_what_kvm_refuses_changes_nothing(
+    chip: KvmSplitIrqChip, vm: KvmVm, taker: Taker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program_ioapic(chip, {5: ioapic_entry(0x45)})
+
+    def refuse(routes: object) -> None:
+        raise HypervisorError("not enough memory", call="KVM_SET_GSI_ROUTING", errno=12)
+
+    calls: list[Callable[[], None]] = [
+        lambda: chip.route_irq(IrqRoute.msi(30, LAPIC, 0x50)),
+        lambda: chip.set_irq_routes([]),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(vm, "set_gsi_routing", refuse)
+        for call in calls:
+            with pytest.raises(HypervisorError):
+                call()
+    chip.service_irq(30, True)
+    chip.service_irq(5, True)
+    assert taker.take_until_marker() == [0x45]
+
+
+def test_routes_of_many_threads_all_count(vm: KvmVm, chip: KvmSplitIrqChip) -> None:
+    for vcpu_id in (0, 1):
+        chip.add_vcpu(vcpu_id, vm.create_vcpu(vcpu_id))
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda gsi: chip.route_irq(IrqRoute.msi(gsi, LAPIC, 0x50)), range(100, 200)))
+    assert {route.gsi for route in chip.snapshot_chip_specific().routes} >= set(range(100, 200))
+
+
+# Who listens to an event
+
+
+def test_edge_events_of_messages_are_the_kernels_and_all_others_the_chips(chip: KvmSplitIrqChip) -> None:
+    chip.route_irq(IrqRoute(30, PinSource(IrqSourceChip.IOAPIC, 10)))
+    with IrqEdgeEvent() as on_pin, IrqEdgeEvent() as on_message, IrqEdgeEvent() as on_line, IrqLevelEvent() as level:
+        assert chip.register_edge_irq_event(23, on_pin, SOURCE) == 1  # 0 is the timer's
+        assert chip.register_edge_irq_event(24, on_message, SOURCE) is None
+        with pytest.raises(EventInUse):
+            chip.register_edge_irq_event(25, on_message, SOURCE)
+        assert chip.register_edge_irq_event(30, on_line, SOURCE) == 2
+        assert chip.register_level_irq_event(31, level, SOURCE) == 3
+        tokens = chip.irq_event_tokens()
+        assert [token.index for token in tokens] == [0, 1, 2, 3]
+        for token in tokens:
+            token.close()
+
+
+def test_an_event_whose_gsi_gets_a_pin_is_served_by_the_chip_from_then_on(chip: KvmSplitIrqChip, taker: Taker) -> None:
+    program_ioapic(chip, {10: ioapic_entry(0x4A)})
+    with IrqEdgeEvent() as event, IrqEdgeEvent() as other:
+        for one in (event, other):
+            assert chip.register_edge_irq_event(30, one, SOURCE) is None
+        chip.route_irq(IrqRoute(30, PinSource(IrqSourceChip.IOAPIC, 10)))
+        for one in (event, other, event):
+            one.trigger()
+            assert taker.take() == 0x4A
+        chip.unregister_edge_irq_event(30, other)
+        chip.set_irq_routes([*MARKER_ROUTES, IrqRoute.msi(30, LAPIC, 0x50)])
+        other.trigger()
+        event.trigger()  # still served here, and still arrives
+        assert taker.take() == 0x50
+        assert taker.take_until_marker() == []
+
+
+def test_a_level_event_above_the_pins_works_through_a_pin(chip: KvmSplitIrqChip, taker: Taker) -> None:
+    program_ioapic(chip, {10: ioapic_entry(0x4A, level=True)})
+    chip.route_irq(IrqRoute(30, PinSource(IrqSourceChip.IOAPIC, 10)))
+    with IrqLevelEvent() as event:
+        chip.register_level_irq_event(30, event, SOURCE)
+        for _ in range(3):
+            event.trigger()
+            assert taker.take() == 0x4A
+            assert taker.take_until_marker() == []
+            assert event.clear_resample(5)
+
+
+def test_a_level_event_and_a_message_are_refused_whichever_comes_first(chip: KvmSplitIrqChip, taker: Taker) -> None:
+    program_ioapic(chip, {10: ioapic_entry(0x4A, level=True)})
+    chip.route_irq(IrqRoute.msi(30, LAPIC, 0x50))
+    with IrqLevelEvent() as event:
+        with pytest.raises(InvalidArgument, match="GSI 30 carries a message, whose end nobody tells; route the GSI"):
+            chip.register_level_irq_event(30, event, SOURCE)
+        chip.register_level_irq_event(31, event, SOURCE)
+        calls: list[Callable[[], None]] = [
+            lambda: chip.route_irq(IrqRoute.msi(31, LAPIC, 0x51)),
+            lambda: chip.set_irq_routes([IrqRoute.msi(31, LAPIC, 0x51)]),
+        ]
+        for call in calls:
+            with pytest.raises(InvalidRoute, match="COM1 has a level event on GSI 31, and nobody"):
+                call()
+        chip.service_irq(30, True)
+        assert taker.take() == 0x50
+        chip.unregister_level_irq_event(31, event)
+        chip.route_irq(IrqRoute.msi(31, LAPIC, 0x51))

@@ -1,0 +1,231 @@
+"""Runs in virtual time: the same guest, the same interrupts, at the same instructions, every time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from irqchip_core.chip import IrqChipCap
+from irqchip_core.clock import VirtualClock
+from irqchip_core.errors import InvalidArgument, NothingSuitable
+from irqchip_core.selection import create_vm
+from irqchip_core.testing import FakeVcpu
+from irqchip_core.x86.registers import Regs
+from irqchip_vmm import Machine, Outcome, RunResult, load_file
+from irqchip_vmm.guest import demonstration_guest
+from irqchip_vmm.machine import VIRTUAL_WALL_TIME
+from irqchip_vmm.report import demonstration_problems, totals
+from irqchip_vmm.trace import HEADING, trace
+from tests.guests.assemble import GUESTS
+
+pytestmark = [pytest.mark.usefixtures("no_leaks"), pytest.mark.timeout(300)]
+TIMEOUT = 50
+REPEAT = int(os.environ.get("IRQCHIP_REPEAT", "10"))
+"""How often the demonstration guest is run; 100 takes a minute or two."""
+COMMAND = [sys.executable, "-m", "irqchip_core", "run"]
+
+
+def run(vcpu_count: int) -> tuple[str, RunResult, int]:
+    """Run the demonstration guest; returns its trace, the result, and how much time has passed for it."""
+    lines = []
+    with Machine(
+        vcpu_count=vcpu_count, deterministic=True, on_interrupt=lambda interrupt: lines.append(str(interrupt))
+    ) as machine:
+        machine.load(demonstration_guest(memory_size=machine.memory.size, vcpu_count=vcpu_count))
+        result = machine.run(TIMEOUT)
+        assert demonstration_problems(result, vcpu_count, tsc_deadline=True) == []
+        return "\n".join(lines), result, machine.vm.clock.now()
+
+
+@pytest.mark.parametrize("vcpu_count", [1, 2])
+def test_a_run_repeats_exactly(vcpu_count: int) -> None:
+    lines, result, time = run(vcpu_count)
+    for _ in range(REPEAT - 1):
+        lines_again, result_again, time_again = run(vcpu_count)
+        assert lines_again == lines
+        assert (result_again.exits, result_again.report, time_again) == (result.exits, result.report, time)
+
+
+def run_rtc() -> tuple[list[str], int, int]:
+    """The guest takes periodic interrupts of the RTC. Returns the trace, how many were raised, and the time."""
+    lines: list[str] = []
+    with loaded(
+        Machine(deterministic=True, on_interrupt=lambda interrupt: lines.append(str(interrupt))), "real/rtc"
+    ) as machine:
+        result = machine.run(TIMEOUT)
+        assert result.end.outcome is Outcome.EXIT
+        raised = next(count.raised for count in result.interrupts if count.name == "rtc")
+        return lines, raised, machine.vm.clock.now()
+
+
+def test_the_real_time_clock_keeps_virtual_time() -> None:
+    lines, raised, time = run_rtc()
+    assert len(lines) == raised == 20
+    assert 20 * 10**9 / 1024 <= time < 21 * 10**9 / 1024
+    assert run_rtc() == (lines, raised, time)
+
+
+def test_four_vcpus_repeat_too() -> None:
+    assert len({run(4)[0] for _ in range(3)}) == 1
+
+
+@pytest.mark.parametrize("vcpu_count", [1, 2])
+def test_the_trace_has_every_interrupt(vcpu_count: int) -> None:
+    text, result, time = run(vcpu_count)
+    lines = [line.split() for line in text.splitlines()]
+    times = [int(line[0]) for line in lines]
+    assert times == sorted(times)
+    assert times[-1] < time
+    for vcpu in range(vcpu_count):
+        # Beside those that the guest counts there are the timers by which it limits its waiting.
+        taken = sum(line.taken_by_vcpu[vcpu] for line in totals(result, vcpu_count) if line.taken_by_vcpu)
+        injected = sum(1 for line in lines if line[1] == str(vcpu))
+        assert taken <= injected <= taken + 20
+    assert {line[2] for line in lines} == {"irq"}
+
+
+def test_a_trace_tells_irqs_and_nmis() -> None:
+    told: list[str] = []
+    vcpu = FakeVcpu(3)
+    vcpu.set_regs(Regs(rip=0x7C00))
+    trace(vcpu, VirtualClock(5), lambda interrupt: told.append(str(interrupt)))
+    vcpu.interrupt(0x41)
+    vcpu.inject_nmi()
+    assert told == ["5 3 irq 0x41 0x7c00", "5 3 nmi 0x02 0x7c00"]
+    assert (vcpu.injected, vcpu.nmis) == ([0x41], 1)
+
+
+@pytest.mark.parametrize("vcpus", ["1", "2"])
+def test_processes_repeat_each_other(tmp_path: Path, vcpus: str) -> None:
+    traces = []
+    for seed in ("0", "1"):
+        path = tmp_path / seed
+        done = subprocess.run(
+            [*COMMAND, "--vcpus", vcpus, "--deterministic", "--trace", path],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            timeout=TIMEOUT,
+        )
+        assert done.returncode == 0, done
+        traces.append((path.read_bytes(), done.stdout))
+    assert traces[0] == traces[1]
+    heading, first, *_ = traces[0][0].decode().splitlines()
+    assert heading == HEADING
+    assert len(first.split()) == len(heading.split()) - 1
+
+
+def test_standard_input_comes_at_once(tmp_path: Path) -> None:
+    text = b"x" * 5000 + b"q"
+    outputs = []
+    for pieces in ([text], [text[:10], text[10:]]):
+        process = subprocess.Popen(
+            [*COMMAND, GUESTS / "real/echo.bin", "--deterministic", "--trace", tmp_path / "trace"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert process.stdin is not None
+        for piece in pieces:
+            process.stdin.write(piece)
+            process.stdin.flush()
+        out, _ = process.communicate(timeout=TIMEOUT)
+        outputs.append((process.returncode, out, (tmp_path / "trace").read_bytes()))
+    assert outputs[0] == outputs[1]
+    assert outputs[0][1].startswith(text[:-1] + b"\n")
+
+
+def loaded(machine: Machine, guest: str) -> Machine:
+    machine.load(load_file(GUESTS / f"{guest}.bin", memory_size=machine.memory.size))
+    return machine
+
+
+@pytest.mark.parametrize("guest", ["real/loop", "real/halt"])
+def test_a_guest_that_never_ends_is_ended(guest: str) -> None:
+    with loaded(Machine(deterministic=True), guest) as machine:
+        assert machine.run(0.2).end.outcome is Outcome.TIMEOUT
+
+
+def test_the_host_can_stop_a_guest_that_sleeps_for_ever() -> None:
+    with loaded(Machine(deterministic=True), "real/halt") as machine:
+        timer = threading.Timer(0, machine.stop)
+        timer.start()
+        assert machine.run(TIMEOUT).end.outcome is Outcome.STOPPED
+        timer.join()
+
+
+def test_timers_of_devices_ring_in_virtual_time() -> None:
+    # The guest halts for ever: only timers move the clock.
+    seen = []
+    with loaded(Machine(deterministic=True), "real/halt") as machine:
+
+        def ring(number: int) -> None:
+            seen.append((number, machine.vm.clock.now()))
+            if number == 3:
+                machine.stop()
+
+        for number, seconds in ((3, 86_400), (1, 5), (2, 5), (4, 90_000)):
+            machine.call_later(seconds * 10**9, partial(ring, number))
+        assert machine.run(TIMEOUT).end.outcome is Outcome.STOPPED
+    assert seen == [(1, 5 * 10**9), (2, 5 * 10**9), (3, 86_400 * 10**9)]
+
+
+def test_a_device_that_fails_ends_the_run() -> None:
+    with loaded(Machine(deterministic=True), "real/halt") as machine:
+        machine.call_later(1, lambda: 1 // 0)
+        end = machine.run(TIMEOUT).end
+    assert (end.outcome, end.detail.split(":")[0]) == (Outcome.ERROR, "a device failed")
+
+
+def test_a_trace_that_cannot_be_written_ends_the_run() -> None:
+    def full(interrupt: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with Machine(deterministic=True, on_interrupt=full) as machine:
+        machine.load(demonstration_guest(memory_size=machine.memory.size, vcpu_count=1))
+        end = machine.run(TIMEOUT).end
+    assert end.outcome is Outcome.ERROR
+    assert "No space left" in end.detail
+
+
+def test_the_calendar_is_the_same_each_time() -> None:
+    with Machine(deterministic=True) as machine:
+        assert machine.rtc._epoch == VIRTUAL_WALL_TIME
+
+
+def test_a_vm_in_virtual_time_makes_the_machine_deterministic() -> None:
+    with create_vm(clock=VirtualClock(7)) as vm, loaded(Machine(hypervisor=vm), "real/exit") as machine:
+        assert machine.chip.check_capability(IrqChipCap.MP_STATE_GET_SET)
+        assert machine.run(TIMEOUT).end.outcome is Outcome.EXIT
+        assert vm.clock.now() > 7
+
+
+@pytest.mark.parametrize("arguments", [{"deterministic": True}, {"on_interrupt": print}])
+def test_a_vm_in_real_time_is_refused(arguments: dict[str, object]) -> None:
+    with create_vm("unicorn") as vm, pytest.raises(InvalidArgument, match="lives in real time"):
+        Machine(hypervisor=vm, **arguments)  # type: ignore[arg-type]
+
+
+def test_kvm_is_refused_with_the_reason() -> None:
+    for arguments in ({"hypervisor": "kvm"}, {"chip": "kvm_kernel"}):
+        with pytest.raises(NothingSuitable, match="kvm: its guests run in real time, which never repeats"):
+            Machine(deterministic=True, **arguments)  # type: ignore[arg-type]
+
+
+def test_a_trace_without_virtual_time_is_a_mistake(capfd: pytest.CaptureFixture[str]) -> None:
+    from irqchip_core.cli import main
+
+    assert main(["run", "--trace", "x"]) == 2
+    assert "--trace: it needs virtual time; add --deterministic" in capfd.readouterr().err
+
+
+def test_a_trace_that_cannot_be_opened_is_a_mistake(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from irqchip_core.cli import main
+
+    assert main(["run", "--deterministic", "--trace", str(tmp_path)]) == 2
+    assert "--trace: cannot write it: Is a directory" in capfd.readouterr().err
