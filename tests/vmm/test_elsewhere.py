@@ -60,4 +60,4 @@ def test_without_linux_the_choice_is_said_with_its_reason(system: str) -> None:
     assert all(needs in line for line in lines)
     done = irqchip(system, "run", "--chip", "kvm_kernel")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"irqchip: no hypervisor can be used here for kvm_kernel\n  kvm: {needs}")
+    assert done.stderr.startswith(f"irqchip: backend kvm_kernel does not fit\n  kvm_kernel on kvm: {needs}")
