@@ -101,7 +101,7 @@ class _ThreadAlarm(Alarm):
         """Seconds until the alarm, 0 if it is due, None if it is not set."""
         if self._when is None:
             return None
-        return max(0, self._when - time.monotonic_ns()) / 1e9
+        return min(max(0, self._when - time.monotonic_ns()) / 1e9, threading.TIMEOUT_MAX)
 
 
 class VirtualClock:

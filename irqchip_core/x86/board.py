@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 
 from irqchip_core.allocator import SystemAllocator
+from irqchip_core.arguments import check_int, check_type
 from irqchip_core.bus import Bus, BusDevice
 from irqchip_core.clock import Clock
 from irqchip_core.errors import InvalidArgument
@@ -40,10 +41,12 @@ from irqchip_core.x86.board_devices import (
     PicPorts,
     PitPorts,
 )
+from irqchip_core.x86.counters import GsiCount
 from irqchip_core.x86.effects import Effects, Resample
 from irqchip_core.x86.ioapic import Ioapic
+from irqchip_core.x86.lapic_timer import SHORTEST_PERIOD
 from irqchip_core.x86.msi import Message, decode_msi
-from irqchip_core.x86.pic import Pic
+from irqchip_core.x86.pic import CASCADE, Pic
 from irqchip_core.x86.pit import Pit
 from irqchip_core.x86.state import IOAPIC_BASE, IoapicState, PicSelect, PicState, PitState
 
@@ -53,6 +56,8 @@ TIMER_SOURCE = IrqEventSource(PlatformDeviceId.PIT, 0, "userspace PIT")
 _PIC_LINES = {IrqSourceChip.PIC_PRIMARY: 0, IrqSourceChip.PIC_SECONDARY: 8}
 # Who asserts a line; it is high while any of them does.
 _DIRECT, _PULSED, _RESAMPLED = 1, 2, 4
+_RESTORED = 8  # a restored line, of which nobody has said yet that it is his: any of the first and third can release it
+_RELEASES = {_DIRECT: _DIRECT | _RESTORED, _PULSED: _PULSED, _RESAMPLED: _RESAMPLED | _RESTORED}
 _Place = tuple[Bus, BusDevice, int, int]
 
 
@@ -73,7 +78,8 @@ class Board:
         pic, ioapic, pit: The controllers. Use them with their lock only.
         routes: The routing table. Replaced, never changed.
         events: The event table.
-        raised: How often each GSI was asserted, by an event or directly.
+        raised: How often each GSI was asserted, by signals of events or directly.
+        merged: How many of these signals an event's counter had merged with another one.
     """
 
     def __init__(
@@ -98,6 +104,7 @@ class Board:
         self.pit = Pit(clock.now())
         self.events = EventTable()
         self.raised: dict[int, int] = {}
+        self.merged: dict[int, int] = {}
         self._deliver = deliver
         self._interrupt_line_changed = interrupt_line_changed
         self._deadline_changed = deadline_changed
@@ -108,7 +115,7 @@ class Board:
         self._pins: Mapping[IrqSourceChip, int] = {**X86_PINS, IrqSourceChip.IOAPIC: pins}
         self.routes = RoutingTable(default_routes(pins), pins=self._pins, subject=name)
         self._level_lines = 0  # of the PICs: those with level events, as bits
-        self._delayed: list[IrqEventIndex] = []
+        self._delayed: dict[IrqEventIndex, int] = {}  # how many signals
         self._delayed_trigger = Event()
         self._timer = IrqEdgeEvent()
         self.events.append(TIMER_GSI, self._timer, TIMER_SOURCE)
@@ -128,11 +135,11 @@ class Board:
         slot = self.events.remove(gsi, trigger)
         if slot is None:
             return False
-        slot.close()
         self._find_level_lines()
         if slot.resample is not None and not any(s.gsi == gsi and s.resample for s in self.events.slots()):
             with self.ioapic_lock, self.lock:
                 self._assert(gsi, _RESAMPLED, False)
+        slot.close()  # whoever found it in the table had the lock, and is done
         return True
 
     def _find_level_lines(self) -> None:
@@ -145,17 +152,19 @@ class Board:
 
     def service_event(self, index: IrqEventIndex) -> None:
         """Serve a token. An event that is not signalled any more does nothing."""
-        slot = self.events.slot(index, subject=self.name)
-        if slot is None or not slot.trigger.reset():
-            return
+        with self.lock:  # so that nobody closes the event meanwhile
+            slot = self.events.slot(index, subject=self.name)
+            if slot is None or not (signals := slot.trigger.reset()):
+                return
         if not self.ioapic_lock.acquire(blocking=False):
             with self.lock:
-                self._delayed.append(index)
+                self._delayed[index] = self._delayed.get(index, 0) + signals
                 self._delayed_trigger.signal()
             return
         try:
             with self.lock:
-                self._signalled(slot)
+                if self.events.slot(index) is slot:  # else it would assert a line that nobody lowers
+                    self._signalled(slot, signals)
         finally:
             self.ioapic_lock.release()
 
@@ -165,11 +174,11 @@ class Board:
             return  # the trigger stays signalled
         try:
             with self.lock:
-                delayed, self._delayed = self._delayed, []
+                delayed, self._delayed = self._delayed, {}
                 self._delayed_trigger.reset()
-                for index in delayed:
+                for index, signals in delayed.items():
                     if (slot := self.events.slot(index)) is not None:
-                        self._signalled(slot)
+                        self._signalled(slot, signals)
         finally:
             self.ioapic_lock.release()
 
@@ -177,8 +186,9 @@ class Board:
         """A clone of what is readable while events are delayed."""
         return self._delayed_trigger.clone()
 
-    def _signalled(self, slot: EventSlot) -> None:
-        self._count(slot.gsi)
+    def _signalled(self, slot: EventSlot, signals: int) -> None:
+        """Serve `signals` of an event, which are one interrupt. With both locks."""
+        self._count(slot.gsi, signals)
         if slot.resample is not None:
             self._assert(slot.gsi, _RESAMPLED, True)
         else:
@@ -192,13 +202,29 @@ class Board:
         """Drive a GSI directly; an MSI is sent when `level` is true."""
         with self.ioapic_lock, self.lock:
             if level:
-                self._count(gsi)
+                self._count(gsi, 1)
                 self._send(gsi)
             self._assert(gsi, _DIRECT, level)
 
-    def _count(self, gsi: int) -> None:
+    def _count(self, gsi: int, signals: int) -> None:
         if self.routes[gsi]:  # the host may name any number
-            self.raised[gsi] = self.raised.get(gsi, 0) + 1
+            self.raised[gsi] = self.raised.get(gsi, 0) + signals
+            if signals > 1:
+                self.merged[gsi] = self.merged.get(gsi, 0) + signals - 1
+
+    def gsi_counts(self) -> tuple[GsiCount, ...]:
+        """What was raised so far."""
+        slots = self.events.slots()
+        with self.lock:
+            return tuple(
+                GsiCount(
+                    gsi,
+                    tuple(slot.source.device_name for slot in slots if slot.gsi == gsi),
+                    self.raised[gsi],
+                    self.merged.get(gsi, 0),
+                )
+                for gsi in sorted(self.raised)
+            )
 
     def _send(self, gsi: int) -> None:
         """Send the messages of `gsi`. With `lock`."""
@@ -212,7 +238,7 @@ class Board:
         if not sources:
             return
         before = self._asserted.get(gsi, 0)
-        after = before | who if level else before & ~who
+        after = before | who if level else before & ~_RELEASES[who]
         if after:
             self._asserted[gsi] = after
         else:
@@ -281,7 +307,7 @@ class Board:
         """The interrupt of a pin has ended: lower the lines that level events assert, and ask their devices."""
         gsis = {slot.gsi for slot in self.events.slots() if slot.resample is not None}
         for gsi in gsis:
-            if source in self.routes[gsi] and self._asserted.get(gsi, 0) & _RESAMPLED:
+            if source in self.routes[gsi]:
                 self._assert(gsi, _RESAMPLED, False)
                 for slot in self.events.slots():
                     if slot.gsi == gsi and slot.resample is not None:
@@ -321,14 +347,15 @@ class Board:
         """Let PIT and IOAPIC catch up with the time; when to call this again, None for never."""
         now = self.clock.now()
         with self.lock:
-            if self.pit.take_rising_edges(now):
+            if edges := self.pit.take_rising_edges(now):
                 self._timer.trigger()
         with self.ioapic_lock:
             if self.ioapic.wake_at is not None and self.ioapic.wake_at <= now:
                 self._carry_out(self.ioapic.expire(now))
             deadlines = [self.ioapic.wake_at]
         with self.lock:
-            deadlines.append(self.pit.next_rising_edge(now))
+            tick = self.pit.next_rising_edge(now)
+            deadlines.append(max(tick, now + SHORTEST_PERIOD) if tick is not None and edges else tick)
         return min((when for when in deadlines if when is not None), default=None)
 
     def pit_written(self) -> None:
@@ -375,10 +402,16 @@ class Board:
     # State
 
     def get_pic_state(self, select: PicSelect) -> PicState:
+        self._check_select(select)
         with self.lock:
             return self.pic.state(select)
 
+    def _check_select(self, select: PicSelect) -> None:
+        check_int(select, PicSelect.PRIMARY, PicSelect.SECONDARY, subject=self.name, argument="select")
+
     def set_pic_state(self, select: PicSelect, state: PicState) -> None:
+        self._check_select(select)
+        check_type(state, PicState, subject=self.name, argument="state")
         with self.lock:
             states = [self.pic.state(PicSelect.PRIMARY), self.pic.state(PicSelect.SECONDARY)]
             states[select] = state
@@ -390,6 +423,7 @@ class Board:
             return self.ioapic.state(self.clock.now())
 
     def set_ioapic_state(self, state: IoapicState) -> None:
+        check_type(state, IoapicState, subject=self.name, argument="state")
         with self.ioapic_lock:
             self.ioapic.set_state(state, self.clock.now())
             self._entries_changed()
@@ -400,25 +434,32 @@ class Board:
             self._deadline_changed(wake_at)
 
     def _learn_lines(self, levels: int) -> None:
-        """Take the levels of restored IOAPIC pins for those of their lines. With both locks."""
-        self._asserted.clear()
-        for route in self.routes:
-            source = route.source
-            if isinstance(source, PinSource) and source.chip is IrqSourceChip.IOAPIC and levels >> source.pin & 1:
-                by_event = self.ioapic.resample_pins >> source.pin & 1
-                self._asserted[route.gsi] = _RESAMPLED if by_event else _DIRECT
+        """Take the levels of restored pins for those of their lines. With both locks."""
+        states = [self.pic.state(select) for select in (PicSelect.PRIMARY, PicSelect.SECONDARY)]
+        high = {
+            IrqSourceChip.IOAPIC: levels,
+            IrqSourceChip.PIC_PRIMARY: states[0].last_irr & ~(1 << CASCADE),  # which is the secondary's
+            IrqSourceChip.PIC_SECONDARY: states[1].last_irr,
+        }
+        self._asserted = {
+            route.gsi: _RESTORED
+            for route in self.routes
+            if isinstance(route.source, PinSource) and high[route.source.chip] >> route.source.pin & 1
+        }
 
     def get_pit(self) -> PitState:
         with self.lock:
             return self.pit.state(self.clock.now())
 
     def set_pit(self, state: PitState) -> None:
+        check_type(state, PitState, subject=self.name, argument="state")
         with self.lock:
             self.pit = Pit.from_state(state, self.clock.now())
             self.pit_written()
 
     def close(self) -> None:
         """Close all events."""
-        self.events.close()
+        with self.lock:
+            self.events.close()
         self._timer.close()
         self._delayed_trigger.close()

@@ -23,6 +23,7 @@ from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSour
 from irqchip_core.routes import IrqRoute, RoutingTable
 from irqchip_core.x86.board import Board
 from irqchip_core.x86.chip import IrqChipX86_64
+from irqchip_core.x86.counters import ChipCounters
 from irqchip_core.x86.msi import Message
 from irqchip_core.x86.state import IoapicState, PicSelect, PicState, PitState
 
@@ -281,6 +282,11 @@ class BoardChip(IrqChipX86_64):
     def set_pit(self, state: PitState) -> None:
         self._check_open()
         self._board.set_pit(state)
+
+    @override
+    def counters(self) -> ChipCounters:
+        self._check_open()
+        return ChipCounters(self._board.gsi_counts())
 
     @override
     def lapic_frequency(self) -> int:

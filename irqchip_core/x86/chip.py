@@ -10,6 +10,7 @@ from irqchip_core.chip import IrqChip, IrqChipCap
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.exits import MsrExit
 from irqchip_core.vcpu import VcpuX86_64
+from irqchip_core.x86.counters import ChipCounters
 from irqchip_core.x86.state import ChipSnapshot, IoapicState, LapicState, PicSelect, PicState, PitState
 
 
@@ -63,6 +64,10 @@ class IrqChipX86_64(IrqChip):  # noqa: N801
     @abstractmethod
     def pit_uses_speaker_port(self) -> bool:
         """Whether the chip puts port 0x61 on the bus itself, so that no other device may."""
+
+    def counters(self) -> ChipCounters:
+        """What became of the interrupts so far; empty where all controllers are in the hypervisor."""
+        return ChipCounters()
 
     def handle_msr(self, vcpu: VcpuX86_64, access: MsrExit) -> bool:
         """Answer an access to an MSR of the local APIC that the hypervisor left to user space.

@@ -54,9 +54,9 @@ class LapicCore:
         lvt_writable: The entries of the local vector table that there are, and their writable bits.
         spiv_writable: Writable bits of the spurious-interrupt vector register.
         apic_base: IA32_APIC_BASE.
-        delivered, coalesced: Interrupts of each vector.
-        spurious, ended, ignored: How many acknowledgements found nothing, how many interrupts ended,
-            how many messages and accesses meant nothing.
+        raised, delivered, coalesced, ended: Interrupts of each vector: requested, taken by the processor, merged
+            with a pending one, ended. What is raised and none of the next two is pending, or INIT took it away.
+        spurious, ignored: How many acknowledgements found nothing, how many messages and accesses meant nothing.
 
     Raises:
         InvalidArgument: An id or a frequency that does not exist.
@@ -66,7 +66,7 @@ class LapicCore:
         "_accepting", "_base_reserved", "_errors", "_esr", "_floor", "_lint_waiting", "_ppr", "_regs",
         "_suppressing", "_tpr", "_version", "_virtual_wire", "alone", "apic_base", "apic_id", "bsp",
         "coalesced", "delivered", "destinations", "ended", "events", "hardware_enabled", "ignored", "irr",
-        "isr", "lint_levels", "lvt_writable", "spiv_writable", "spurious", "timer", "tmr", "x2apic_mode",
+        "isr", "lint_levels", "lvt_writable", "raised", "spiv_writable", "spurious", "timer", "tmr", "x2apic_mode",
     )  # fmt: skip
 
     def __init__(
@@ -111,10 +111,11 @@ class LapicCore:
         )
         self._regs = [0] * 64
         self.lint_levels = 0  # bit n: LINTn is asserted
+        self.raised = [0] * 256
         self.delivered = [0] * 256
         self.coalesced = [0] * 256
+        self.ended = [0] * 256
         self.spurious = 0
-        self.ended = 0
         self.ignored = 0
         self.reset()
 
@@ -247,6 +248,7 @@ class LapicCore:
             self.report_error(reg.ESR_RECEIVE_ILLEGAL_VECTOR)
             return IGNORED
         bit = BIT[vector]
+        self.raised[vector] += 1
         if trigger_mode:
             self.tmr |= bit
         elif self.tmr & bit:
@@ -316,7 +318,7 @@ class LapicCore:
         else:
             self._ppr = self._tpr
             self._floor = (self._tpr | 0xF) + 1
-        self.ended += 1
+        self.ended[vector] += 1
         if self._lint_waiting:
             self._end_lint(vector)
         return EOI_BROADCASTS[vector] if self.tmr & bit and not self._suppressing else ()
@@ -426,6 +428,7 @@ class LapicCore:
     def _timer_ticked(self, ticks: int) -> None:
         vector = self._regs[reg.LVT_TIMER >> 4] & 0xFF
         if self.deliver_lvt(reg.LVT_TIMER) != IGNORED:
+            self.raised[vector] += ticks - 1
             self.coalesced[vector] += ticks - 1
 
     def timer_effects(self, before: int | None) -> Effects:

@@ -23,6 +23,7 @@ from irqchip_core.observers import ChipObserver
 from irqchip_core.routes import IrqRoute
 from irqchip_core.vcpu import Vcpu, VcpuX86_64
 from irqchip_core.x86.chip import IrqChipX86_64
+from irqchip_core.x86.counters import ChipCounters
 from irqchip_core.x86.state import IoapicState, LapicState, PicSelect, PicState, PitState
 
 
@@ -196,6 +197,10 @@ class WrappedIrqChip(IrqChipX86_64):
     @override
     def pit_uses_speaker_port(self) -> bool:
         return self.inner.pit_uses_speaker_port()
+
+    @override
+    def counters(self) -> ChipCounters:
+        return self.inner.counters()
 
     @override
     def handle_msr(self, vcpu: VcpuX86_64, access: MsrExit) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 GUESTS = Path(__file__).parent
 DEMO = GUESTS.parent.parent / "vmm" / "irqchip_vmm" / "guest" / "demo.S"
 EXAMPLES = GUESTS.parent.parent / "vmm" / "examples"
-LOAD_ADDRESS = {"real": 0x7C00, "examples": 0x7C00, "multiboot": 0x100000}
+LOAD_ADDRESS = {"real": 0x7C00, "examples": 0x7C00, "multiboot": 0x100000, "stress": 0x100000}
 
 
 def sources() -> list[Path]:

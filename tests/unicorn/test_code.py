@@ -14,7 +14,9 @@ from irqchip_core.exits import Exit, HltExit, InterruptedExit, IoExit, MmioExit
 from irqchip_core.vcpu import Vcpu, VcpuX86_64, Vm
 from irqchip_core.x86.registers import Regs
 from irqchip_unicorn import UnicornVm
+from irqchip_unicorn.memory import PAGE_SIZE, GuestMemory
 from irqchip_unicorn.plugin import UnicornHypervisor
+from irqchip_unicorn.translated import TranslatedCode
 
 from .guest import CODE, HALT, Machine, run
 
@@ -236,3 +238,17 @@ def describe(exit_: Exit) -> object:
         return exit_.port, exit_.size, data if exit_.is_write else None
     assert not isinstance(exit_, MmioExit)
     return exit_
+
+
+def test_a_guest_that_jumps_to_each_byte_takes_no_more_memory_for_ever() -> None:
+    memory = GuestMemory()
+    memory.add(0, 16 * PAGE_SIZE)
+    code = TranslatedCode(memory)
+    for page in range(0, 16 * PAGE_SIZE, PAGE_SIZE):
+        for offset in range(PAGE_SIZE):
+            code.add(page + offset, PAGE_SIZE - offset)
+        if code.changed():
+            break
+    else:
+        pytest.fail("it keeps everything")
+    assert not code.changed()

@@ -306,3 +306,16 @@ def test_injected_interrupt_shows_in_sregs(vm: UnicornVm) -> None:
     assert not machine.vcpu.ready_for_interrupt()
     assert machine.handler() == 0x77
     assert machine.vcpu.get_sregs().interrupt_bitmap == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_interrupt_that_was_injected_before_an_nmi_does_not_interrupt_its_handler(vm: UnicornVm, mode: str) -> None:
+    machine = Machine(vm, mode, b"\xfb\x90\xf4\xe6\x10")  # sti; nop; hlt; out
+    assert machine.run() == HltExit()
+    machine.vcpu.interrupt(0x41)
+    machine.vcpu.inject_nmi()
+    assert machine.handler() == 2
+    assert not machine.stack(3)[2] & IF  # it came in the handler of the interrupt, which is next
+    assert machine.handler() == 0x41
+    assert machine.stack(3)[2] & IF
+    assert machine.port().port == 0x10

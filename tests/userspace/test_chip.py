@@ -19,6 +19,7 @@ from irqchip_core.errors import Closed, InvalidArgument, InvalidRoute, UnknownVc
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent, PlatformDeviceId
 from irqchip_core.routes import IrqRoute, IrqSourceChip, PinSource, default_routes
 from irqchip_core.testing import FakeClock, FakeVcpu, FakeVm, read_msr, write_msr
+from irqchip_core.x86.counters import GsiCount, VectorCount
 from irqchip_core.x86.state import PicSelect
 from irqchip_userspace.chip import UserspaceIrqChip, probe
 
@@ -429,6 +430,67 @@ def test_the_pit_raises_gsi_0_through_its_own_event(board: Board) -> None:
     board.chip.service_irq_event(token.index)
     assert board.inject() == [0x20]
     token.close()
+
+
+def test_a_pit_that_ticks_too_fast_is_looked_after_at_a_bearable_pace(board: Board) -> None:
+    rings = []
+    expire = board.chip._board.expire
+    board.chip._board.expire = lambda: rings.append(board.clock.now()) or expire()  # type: ignore[method-assign,func-returns-value]
+    board.io.write(0x43, 1, 0x34)  # counter 0, mode 2
+    board.io.write(0x40, 1, 2)
+    board.io.write(0x40, 1, 0)  # 2 pulses: 1.7 us
+    board.clock.advance(10_000_000)
+    assert 49 <= len(rings) <= 51  # every 200 us, as in KVM
+
+
+# Counters
+
+
+def test_counters_tell_what_became_of_every_signal(board: Board) -> None:
+    board.redirect(5, 0x45)
+    with IrqEdgeEvent() as event:
+        index = board.register(5, event)
+        for signals in (1, 3, 1):
+            for _ in range(signals):
+                event.trigger()
+            board.chip.service_irq_event(index)
+        assert board.inject() == [0x45]
+        board.eoi()
+        event.trigger()
+        with board.chip._board.ioapic_lock:
+            board.chip.service_irq_event(index)  # delayed
+            event.trigger()
+            board.chip.service_irq_event(index)
+        board.chip.process_delayed_irq_events()
+        board.chip.service_irq(5, True)
+        board.chip.service_irq(5, False)
+        board.write(0, 0x310, 0x77 << 24)
+        board.write(0, 0x300, 0x46)  # to nobody
+        counters = board.chip.counters()
+        assert counters.gsis == (GsiCount(5, ("COM1",), raised=8, merged=3),)
+        assert counters.vectors == (VectorCount(0, 0x45, raised=5, delivered=1, coalesced=3, ended=1),)
+        assert (counters.spurious, counters.undeliverable) == (0, 1)
+    board.chip.close()
+    with pytest.raises(Closed):
+        board.chip.counters()
+
+
+def test_ticks_that_merge_are_counted_as_raised_and_coalesced(board: Board) -> None:
+    board.write(0, 0x320, 1 << 17 | 0x40)  # periodic
+    board.write(0, 0x3E0, 0xB)  # divide by 1
+    board.write(0, 0x380, 50_000)  # 50 us
+    board.clock.advance(1_000_000)
+    (count,) = board.chip.counters().vectors
+    assert count == VectorCount(0, 0x40, raised=count.raised, delivered=0, coalesced=count.raised - 1, ended=0)
+    assert count.raised in (17, 18, 19, 20)  # up to the last time it was looked after
+
+
+def test_what_an_init_takes_away_is_the_difference(board: Board) -> None:
+    board.write(1, 0x310, 0)
+    board.write(1, 0x300, 0x4045)
+    board.write(1, 0x300, 0x4500)
+    board.chip.inject_interrupts(board.vcpus[0])
+    assert board.chip.counters().vectors == (VectorCount(0, 0x45, raised=1, delivered=0, coalesced=0, ended=0),)
 
 
 # Level lines and the IOAPIC

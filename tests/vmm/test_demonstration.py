@@ -187,7 +187,7 @@ def test_json_keys_are_stable() -> None:
     data = as_json(good_result(), chip="c", hypervisor="h", vcpu_count=2, problems=[])
     assert set(data) == {
         "ok", "problems", "chip", "hypervisor", "vcpus", "outcome", "status", "vcpu", "detail", "seconds", "sources",
-        "interrupts", "report", "report_error", "exits", "unclaimed", "device_errors",
+        "interrupts", "report", "report_error", "exits", "unclaimed", "device_errors", "counters",
     }  # fmt: skip
     assert set(data["sources"][0]) == {"source", "gsi", "raised", "taken", "ended", "taken_by_vcpu"}
     assert set(data["interrupts"][0]) == {"name", "kind", "gsi", "raised", "resampled"}

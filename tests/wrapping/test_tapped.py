@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from typing_extensions import override
 
+from irqchip_core.chip import IrqChip
 from irqchip_core.errors import Closed, InvalidArgument, WrongType
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent, PlatformDeviceId
 from irqchip_core.observers import ChipObserver
@@ -108,6 +109,18 @@ def test_what_is_delivered_too_late_reaches_nothing(chip: HoldingChip, taker: Ta
 
 
 # Bookkeeping
+
+
+def test_nothing_of_the_contract_is_forgotten() -> None:
+    made_of_others = {"snapshot", "restore"}
+    contract = {
+        name
+        for kind in (IrqChip, IrqChipX86_64)
+        for name, member in vars(kind).items()
+        if callable(member) and not name.startswith("_")
+    }
+    assert contract - made_of_others == {name for name in vars(WrappedIrqChip) if name in contract}
+    assert len(contract) > 30
 
 
 class Told(ChipObserver):

@@ -181,7 +181,7 @@ def test_interrupt_from_request_to_end() -> None:
     assert apic.pending_vector() == NO_VECTOR
     assert write(apic, reg.EOI, 0) == ()
     assert apic.acknowledge() == 0x45
-    assert (apic.delivered[0x45], apic.coalesced[0x45], apic.ended) == (2, 1, 1)
+    assert (apic.delivered[0x45], apic.coalesced[0x45], apic.ended[0x45]) == (2, 1, 1)
 
 
 def test_higher_class_interrupts_lower_and_not_the_reverse() -> None:

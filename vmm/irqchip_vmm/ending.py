@@ -10,8 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from attrs import frozen
+from attrs import field, frozen
 
+from irqchip_core.x86.counters import ChipCounters
 from irqchip_vmm.devices.generator import ReportRow
 from irqchip_vmm.interrupts import IrqCount
 
@@ -68,6 +69,7 @@ class RunResult:
         exits: How often the vCPUs left guest code, by kind of exit.
         unclaimed: Accesses of the guest that no device answered.
         device_errors: Exceptions of devices that were logged and ignored.
+        counters: What the chip counted; empty for controllers in the hypervisor.
     """
 
     end: End
@@ -78,6 +80,7 @@ class RunResult:
     exits: Mapping[str, int]
     unclaimed: int
     device_errors: int
+    counters: ChipCounters = field(factory=ChipCounters)
 
 
 class Ending:

@@ -375,6 +375,7 @@ class Machine:
             exits=dict(sorted(exits.items())),
             unclaimed=self.io_bus.unclaimed + self.mmio_bus.unclaimed,
             device_errors=self.io_bus.errors + self.mmio_bus.errors,
+            counters=self.chip.counters(),
         )
 
     # --- Closing ---

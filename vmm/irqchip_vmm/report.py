@@ -124,7 +124,8 @@ def as_json(result: RunResult, *, chip: str, hypervisor: str, vcpu_count: int, p
     """The whole result. The keys are stable: new ones may come, none goes or changes its meaning.
 
     ``ok``: no ``problems``. ``outcome``, ``status``, ``vcpu``, ``detail``: `End`. ``sources``: `SourceTotal` records.
-    ``interrupts``: `IrqCount` records. ``report``: `ReportRow` records, or null. The rest is as in `RunResult`.
+    ``interrupts``: `IrqCount` records. ``report``: `ReportRow` records, or null. ``counters``: a `ChipCounters` record.
+    The rest is as in `RunResult`.
     """
     end = result.end
     return {
@@ -145,4 +146,5 @@ def as_json(result: RunResult, *, chip: str, hypervisor: str, vcpu_count: int, p
         "exits": dict(result.exits),
         "unclaimed": result.unclaimed,
         "device_errors": result.device_errors,
+        "counters": asdict(result.counters),
     }

@@ -269,7 +269,7 @@ class KvmVcpu:
 
         Raises:
             InvalidArgument: `vector` is out of range.
-            HypervisorError: EAGAIN: not ready. EEXIST: one is queued (split). ENXIO: the kernel has the chip.
+            HypervisorError: EAGAIN: not ready, or one is queued. ENXIO: the kernel has the chip.
         """
         check_int(vector, 0, 255, subject=self._handle.subject, argument="vector")
         if not self.ready_for_interrupt():
@@ -320,6 +320,10 @@ class KvmVcpu:
         """Set them. Raises `InvalidArgument` if they are no state a processor can be in."""
         self._readiness_known = False
         self._call(abi.KVM_SET_SREGS, records.sregs_to_kvm(sregs))
+        if not sregs.interrupt_bitmap and (events := self.get_vcpu_events()).interrupt_injected:
+            # KVM_SET_SREGS queues what the bitmap has, but drops nothing.
+            events.interrupt_injected = events.flags = 0
+            self.set_vcpu_events(events)
 
     def set_cpuid(self, entries: Sequence[CpuidEntry]) -> None:
         """Say what CPUID shall answer, before the first `run` (KVM_SET_CPUID2)."""

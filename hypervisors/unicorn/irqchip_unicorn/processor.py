@@ -185,6 +185,9 @@ class Processor:
             return None  # its instruction goes first
         self._look_around()
         shadow = self.context.hflags & c.HF_INHIBIT_IRQ
+        if self.interrupt is not None:  # before an NMI, whose handler it must not interrupt
+            vector, self.interrupt = self.interrupt, None
+            self._delivery.interrupt(vector)
         if self.nmis and not self._nmi_blocked:
             if shadow:
                 return self._after(self._execute(1))
@@ -192,9 +195,6 @@ class Processor:
             self._nmi_blocked = True
             self.context.intercept |= vmcb.INTERCEPT_IRET
             self._delivery.interrupt(NMI)
-        if self.interrupt is not None:
-            vector, self.interrupt = self.interrupt, None
-            self._delivery.interrupt(vector)
         if self.window_requested and self.ready_for_interrupt():
             return _IRQ_WINDOW
         if bool(self.context.hflags2 & c.HF2_GIF) != self.window_requested:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from irqchip_unicorn.memory import PAGE_SIZE, GuestMemory
 
 MOST_PAGES = 4096
-"""When more pages than this have been translated, everything is translated anew."""
+MOST_BYTES = 32 << 20
+"""When more pages than this have been translated, or blocks of more bytes, everything is translated anew."""
 
 
 class TranslatedCode:
@@ -19,6 +20,7 @@ class TranslatedCode:
         self._memory = memory
         self._pages: dict[int, tuple[memoryview, bytes]] = {}
         self._blocks: dict[int, dict[tuple[int, int], bytes]] = {}  # by page: offset and size, and bytes
+        self._bytes = 0  # of the blocks; a guest can jump to each byte of a page
 
     def add(self, address: int, size: int) -> None:
         """A block within one page, at a guest physical address, is translated now."""
@@ -29,10 +31,11 @@ class TranslatedCode:
         if page not in self._pages:
             self._pages[page] = (view, bytes(view))
         self._blocks.setdefault(page, {})[offset, size] = bytes(view[offset : offset + size])
+        self._bytes += size
 
     def changed(self) -> bool:
         """Whether any translated byte is another one now, or too much is translated; then forget all."""
-        stale = len(self._pages) > MOST_PAGES
+        stale = len(self._pages) > MOST_PAGES or self._bytes > MOST_BYTES
         for page, (view, copy) in self._pages.items():
             if (now := bytes(view)) != copy:  # a view itself compares byte by byte
                 blocks = self._blocks[page].items()
@@ -47,3 +50,4 @@ class TranslatedCode:
     def forget(self) -> None:
         self._pages.clear()
         self._blocks.clear()
+        self._bytes = 0

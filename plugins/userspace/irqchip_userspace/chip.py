@@ -25,6 +25,7 @@ from irqchip_core.hookspecs import Probe
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute
 from irqchip_core.vcpu import Vcpu, VcpuX86_64, Vm
 from irqchip_core.x86.board_chip import LAPIC_FREQUENCY, BoardChip
+from irqchip_core.x86.counters import ChipCounters, vector_counts
 from irqchip_core.x86.destinations import Destinations
 from irqchip_core.x86.effects import ApicBaseChanged, Effects, EoiBroadcast, WakeAt
 from irqchip_core.x86.lapic import Lapic
@@ -132,10 +133,11 @@ class UserspaceIrqChip(BoardChip):
         return processor
 
     def _own(self, vcpu: Vcpu) -> Processor:
-        processor = self._processor(vcpu.id)
+        vcpu_id: Any = getattr(vcpu, "id", None)
+        processor = self._processor(vcpu_id)
         if processor.vcpu is not vcpu:
             raise UnknownVcpu(
-                f"this vCPU {vcpu.id} is not the chip's",
+                f"this vCPU {vcpu_id} is not the chip's",
                 subject=NAME,
                 argument="vcpu",
                 remedy="give it to add_vcpu first",
@@ -177,17 +179,32 @@ class UserspaceIrqChip(BoardChip):
         with self._lock:
             processor.vcpu = vcpu
             processor.entered = False
+            processor.unseen = True
             sregs.apic_base = processor.lapic.apic_base
+            processor.push()
         vcpu.set_sregs(sregs)
 
     @override
     def inject_interrupts(self, vcpu: Vcpu) -> None:
         processor = self._own(vcpu)
         with self._lock:
-            processor.attend()
+            self._attend(processor)
             effects = self._pull(processor)
             self._inject(processor)
         self._after(processor, effects)
+
+    def _attend(self, processor: Processor) -> None:
+        processor.attend()
+        if processor.fresh:
+            processor.hand_over()
+            if processor.lapic.timer.tsc_deadline:  # only this thread can tell what the time-stamp counter is
+                assert processor.vcpu is not None
+                now, tsc = self._clock.now(), processor.vcpu.tsc()
+                self._learn_tsc(processor, now, tsc)
+                self._carry_out(processor, processor.lapic.expire(now, tsc))
+
+    def _learn_tsc(self, processor: Processor, now: int, tsc: int) -> None:
+        self._shared.tsc_offsets[processor.lapic.apic_id] = tsc - now * self._tsc_hz // 1_000_000_000
 
     def _pull(self, processor: Processor) -> Effects:
         """The effects of what the guest did by itself."""
@@ -199,12 +216,15 @@ class UserspaceIrqChip(BoardChip):
 
     def _inject(self, processor: Processor) -> None:
         """Give the processor what is pending for it, or ask for an interrupt window."""
+        processor.unseen = False
         processor.take_events()
         vcpu, lapic = processor.vcpu, processor.lapic
         if vcpu is None or not processor.can_run():
             return
         extint = processor.extint or self._extint_requested(processor)
         pending = extint or lapic.pending_vector() >= 0
+        if pending and processor.mp_state is HALTED and not processor.entered:
+            vcpu.complete_io()  # restored: what has never run cannot tell yet whether it is ready
         if pending and vcpu.ready_for_interrupt():
             if extint:  # the PICs first, as in KVM
                 vector = self._board.pic.acknowledge()
@@ -254,11 +274,11 @@ class UserspaceIrqChip(BoardChip):
     def _wait(self, processor: Processor) -> Effects | None:
         """Sleep until the processor can execute, effects are to be seen to, or (None) it was interrupted."""
         while True:
-            processor.attend()
+            self._attend(processor)
             if processor.interrupted:
                 processor.interrupted = False
                 return None
-            if processor.mp_state is RUNNABLE and processor.lapic.events.init is False:
+            if processor.mp_state is RUNNABLE and not processor.unseen and not processor.lapic.events.init:
                 return ()
             effects = self._pull(processor)
             self._inject(processor)
@@ -350,7 +370,7 @@ class UserspaceIrqChip(BoardChip):
             effects = self._pull(processor)
             now = self._clock.now()
             if deadline:
-                self._shared.tsc_offsets[vcpu.id] = tsc - now * self._tsc_hz // 1_000_000_000
+                self._learn_tsc(processor, now, tsc)
             if not access.is_write:
                 value = processor.lapic.read_msr(access.index, now)
                 fault = value is None
@@ -392,20 +412,39 @@ class UserspaceIrqChip(BoardChip):
     def get_lapic_state(self, vcpu_id: int) -> LapicState:
         processor = self._processor(vcpu_id)
         with self._lock:
-            return processor.lapic.state(self._clock.now())
+            state = processor.lapic.state(self._clock.now())
+            state.extint = state.extint or processor.extint
+            return state
 
     @override
     def set_lapic_state(self, vcpu_id: int, state: LapicState) -> None:
         processor = self._processor(vcpu_id)
+        check_type(state, LapicState, subject=NAME, argument="state")
         with self._lock:
-            now = self._clock.now()
-            tsc = now * self._tsc_hz // 1_000_000_000 + self._shared.tsc_offsets[vcpu_id]
-            processor.lapic.set_state(state, now, tsc)
+            processor.lapic.set_state(state, self._clock.now())
             if vcpu_id == 0:  # KVM's records do not tell the level of LINT0
                 processor.lapic.set_lint(0, self._board.pic.interrupt_requested)
             if processor.lapic.wake_at is not None:
                 self._wake_at(processor.lapic.wake_at)
+            processor.extint = processor.entered = False
+            processor.fresh = True
             processor.wake()
+            base = processor.lapic.apic_base
+        if self._shared.pages is not None:
+            self._shared.pages.follow(vcpu_id, base)
+
+    @override
+    def counters(self) -> ChipCounters:
+        self._check_open()
+        gsis = self._board.gsi_counts()
+        with self._lock:
+            lapics = [processor.lapic for processor in self._processors]
+            return ChipCounters(
+                gsis,
+                tuple(count for lapic in lapics for count in vector_counts(lapic)),
+                sum(lapic.spurious for lapic in lapics),
+                self._destinations.undeliverable,
+            )
 
     @override
     def snapshot_chip_specific(self) -> UserspaceChipState:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 
 from irqchip_core.chip import MPState
+from irqchip_core.exits import InterruptedExit
 from irqchip_core.vcpu import VcpuX86_64
 from irqchip_core.x86.lapic import Lapic
 from irqchip_core.x86.registers import DescriptorTable, Regs, Segment, Sregs
@@ -30,10 +31,14 @@ class Processor:
         thread: Which thread runs it, by `threading.get_ident`; known once it has waited or injected.
         interrupted: `wait_until_runnable` is to return INTERRUPTED, once.
         extint: An ExtINT message waits: the vector is the PICs' to tell.
+        entered: It has run, so that the hypervisor knows what the guest did to CR8 and APIC base.
+        fresh: The state of the local APIC was set since its thread last looked.
+        unseen: Something came when there was no vCPU, or on its own thread since that last looked.
     """
 
     __slots__ = (
-        "_kicked", "_sleeping", "_wake_up", "entered", "extint", "interrupted", "lapic", "mp_state", "thread", "vcpu",
+        "_kicked", "_sleeping", "_wake_up", "entered", "extint", "fresh", "interrupted", "lapic", "mp_state", "thread",
+        "unseen", "vcpu",
     )  # fmt: skip
 
     def __init__(self, lapic: Lapic, lock: threading.Lock) -> None:
@@ -43,7 +48,9 @@ class Processor:
         self.thread = 0
         self.interrupted = False
         self.extint = False
-        self.entered = False  # it has run, so that the hypervisor knows what the guest did to CR8 and APIC base
+        self.entered = False
+        self.fresh = False
+        self.unseen = False
         self._wake_up = threading.Condition(lock)
         self._sleeping = False
         self._kicked = False
@@ -52,8 +59,9 @@ class Processor:
         """Something may be pending for it: end its sleep, or get it out of guest code."""
         if self._sleeping:
             self._wake_up.notify_all()
-        elif self.vcpu is not None and not self._kicked and self.thread != threading.get_ident():
-            # On its own thread it is not in the guest, and looks again before it goes there.
+        elif self.vcpu is None or self.thread == threading.get_ident():
+            self.unseen = True  # it is not in the guest, and looks again before it goes there
+        elif not self._kicked:
             self._kicked = True
             self.vcpu.kick()
 
@@ -92,6 +100,16 @@ class Processor:
         if self.vcpu is not None and self.vcpu.cr8 != self.lapic.cr8:
             self.vcpu.cr8 = self.lapic.cr8
 
+    def hand_over(self) -> None:
+        """Let the guest go on with the CR8 and APIC base that were set here. On its own thread, before it runs."""
+        self.fresh = False
+        assert self.vcpu is not None
+        self.push()
+        sregs = self.vcpu.get_sregs()
+        if sregs.apic_base != self.lapic.apic_base:
+            sregs.apic_base = self.lapic.apic_base
+            self.vcpu.set_sregs(sregs)
+
     def take_events(self) -> None:
         """Take what is pending besides vectors: INIT, start-up, NMIs. On its own thread."""
         if (events := self.lapic.take_events()) is None:
@@ -113,10 +131,15 @@ class Processor:
         return self.mp_state is RUNNABLE or self.mp_state is HALTED
 
     def initialize(self) -> None:
-        """Take an INIT: the processor as after reset (Intel SDM vol. 3, table 11-1). On its own thread."""
-        self.mp_state = MPState.INIT_RECEIVED
+        """Take an INIT: the processor as after reset (Intel SDM vol. 3, table 11-1). On its own thread.
+
+        The boot processor begins at the reset vector, the others wait for a start-up IPI (10.4.2).
+        """
+        self.mp_state = RUNNABLE if self.lapic.bsp else MPState.INIT_RECEIVED
         self.extint = False
         assert self.vcpu is not None
+        while not isinstance(self.vcpu.complete_io(), InterruptedExit):
+            pass  # or the access of its last exit would be completed into the registers set here
         old = self.vcpu.get_sregs()
         self.vcpu.set_sregs(
             Sregs(
@@ -131,6 +154,7 @@ class Processor:
             )
         )
         self.vcpu.set_regs(Regs(rip=RESET_RIP))
+        self.push()
 
     def start_up(self, vector: int) -> None:
         """Take a start-up IPI: execute at `vector` << 12 (SDM vol. 3, 12.6.1). On its own thread."""

@@ -1,0 +1,136 @@
+"""What threads do to the userspace chip at the same time, each bad moment made to come by itself."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from irqchip_core.events import IrqEdgeEvent, IrqLevelEvent
+from irqchip_core.routes import IrqRoute, default_routes
+from irqchip_core.testing import FakeVcpu
+from tests.userspace.test_chip import LAPIC, SOURCE, Board
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+@pytest.fixture
+def board() -> Iterator[Board]:
+    board = Board()
+    yield board
+    board.chip.close()
+
+
+class LockWithVisitor:
+    """A lock in whose first `acquire` something else happens first."""
+
+    def __init__(self, lock: Any, visit: Callable[[], object]) -> None:
+        self._lock, self._visit = lock, visit
+
+    def acquire(self, blocking: bool = True) -> bool:
+        visit, self._visit = self._visit, lambda: None
+        visit()
+        return bool(self._lock.acquire(blocking))
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+
+def test_an_event_that_is_unregistered_while_it_is_served_asserts_nothing(board: Board) -> None:
+    board.redirect(10, 0x804A)
+    with IrqLevelEvent() as event:
+        index = board.register(10, event)
+        event.trigger()
+        parts: Any = board.chip._board
+        lock = parts.ioapic_lock
+        parts.ioapic_lock = LockWithVisitor(lock, lambda: board.chip.unregister_level_irq_event(10, event))
+        board.chip.service_irq_event(index)
+        parts.ioapic_lock = lock
+    assert board.chip.get_ioapic_state().current_interrupt_level_bitmap == 0
+    assert board.inject() == []
+
+
+def test_events_come_and_go_while_their_interrupts_end(board: Board) -> None:
+    """An EOI never meets a resample event that has just been closed."""
+    board.redirect(10, 0x804A)
+    chip, over = board.chip, threading.Event()
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            with IrqLevelEvent() as event:
+                chip.register_level_irq_event(10, event, SOURCE)
+                chip.unregister_level_irq_event(10, event)
+
+    interval = sys.getswitchinterval()
+    thread = threading.Thread(target=come_and_go)
+    try:
+        sys.setswitchinterval(1e-6)
+        thread.start()
+        with IrqLevelEvent() as event:
+            index = board.register(10, event)
+            for _ in range(300):
+                event.trigger()
+                chip.service_irq_event(index)
+                while not (taken := board.inject()):
+                    chip.process_delayed_irq_events()  # the other thread had the IOAPIC
+                assert taken == [0x4A]
+                board.eoi()
+                assert event.clear_resample(0)
+    finally:
+        over.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    assert board.mmio.errors == 0
+
+
+def test_routes_that_are_added_at_once_are_all_there(board: Board) -> None:
+    def add(first: int) -> None:
+        for gsi in range(first, first + 60):
+            board.chip.route_irq(IrqRoute.msi(gsi, LAPIC, 0x50))
+
+    interval = sys.getswitchinterval()
+    threads = [threading.Thread(target=add, args=(first,)) for first in (100, 200, 300)]
+    try:
+        sys.setswitchinterval(1e-6)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(board.chip.snapshot_chip_specific().routes) == len(default_routes()) + 180
+
+
+def test_what_comes_between_injection_and_entry_on_the_vcpus_own_thread_is_injected(board: Board) -> None:
+    """A VMM of one thread serves its devices there; nobody kicks it."""
+    chip, vcpu = board.chip, board.vcpus[0]
+    chip.route_irq(IrqRoute.msi(24, LAPIC, 0x50))
+    chip.wait_until_runnable(vcpu)
+    chip.inject_interrupts(vcpu)
+    with IrqEdgeEvent() as event:
+        index = board.register(24, event)
+        event.trigger()
+        chip.service_irq_event(index)
+    chip.wait_until_runnable(vcpu)
+    assert vcpu.injected == [0x50] or vcpu.kicks
+
+
+def test_what_came_before_there_was_a_vcpu_is_injected_before_its_first_entry(board: Board) -> None:
+    chip = board.chip
+    chip.route_irq(IrqRoute.msi(24, LAPIC, 0x50))
+    board.vcpus[0].ready = False
+    chip.service_irq(24, True)
+    chip.inject_interrupts(board.vcpus[0])
+    vcpu = board.vcpus[0] = FakeVcpu(0)
+    chip.add_vcpu(0, vcpu)
+    chip.wait_until_runnable(vcpu)
+    assert vcpu.injected == [0x50]
