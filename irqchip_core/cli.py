@@ -1,4 +1,4 @@
-"""The `irqchip` command: `list` and `probe` here, further subcommands from plugins.
+"""The `irqchip` command: `list` and `probe` here, `select`, `new-backend` and `conformance` beside, others from plugins.
 
 A user's mistake is one message on standard error and status 2; never a traceback.
 """
@@ -10,15 +10,17 @@ import importlib.metadata
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from irqchip_core.conformance_command import add_conformance
 from irqchip_core.errors import IrqChipError
 from irqchip_core.hookspecs import Backend
+from irqchip_core.new_backend import add_new_backend
 from irqchip_core.plugins import PluginRecord, Plugins, installed
-from irqchip_core.selection import create_vm, find_backend, find_hypervisor, judge, usable
-from irqchip_core.testing import command as conformance
+from irqchip_core.select_command import add_select
+from irqchip_core.selection import find_backend, find_hypervisor, judge, vms
+from irqchip_core.table import format_table
 from irqchip_core.vcpu import Vm
 
 FAILED = 1
@@ -65,7 +67,9 @@ def _main(argv: Sequence[str] | None) -> int:
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_probe)
 
-    conformance.add_to(subparsers)
+    add_select(subparsers)
+    add_new_backend(subparsers)
+    add_conformance(subparsers)
 
     for record in plugins.records:
         _add_subcommands(plugins, record, subparsers)
@@ -86,40 +90,14 @@ def _add_subcommands(
                 record.error = error
 
 
-def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as lines with aligned columns; the first row is the heading."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
-@contextmanager
-def _vms(plugins: Plugins, only: str | None = None) -> Iterator[dict[str, Vm | str]]:
-    """An empty VM of each hypervisor, or the reason why it cannot be used."""
-    vms: dict[str, Vm | str] = {}
-    try:
-        for name, hypervisor in plugins.hypervisors.items():
-            if only in (None, name):
-                try:
-                    vms[name] = usable(hypervisor) or create_vm(name, plugins=plugins)
-                except IrqChipError as error:
-                    vms[name] = str(error)
-        yield vms
-    finally:
-        for vm in vms.values():
-            if not isinstance(vm, str):
-                vm.close()
-
-
 def _on_each_hypervisor(
-    backend: Backend, vms: dict[str, Vm | str], only: str | None = None
+    plugins: Plugins, backend: Backend, vm_of: Callable[[str], Vm | str], only: str | None = None
 ) -> dict[str, dict[str, Any]]:
     """What `backend` says of a VM of each hypervisor it can serve, or of the one asked for."""
     answers: dict[str, dict[str, Any]] = {}
-    names = sorted(backend.hypervisors) if backend.hypervisors is not None else list(vms)
+    names = sorted(backend.hypervisors) if backend.hypervisors is not None else list(plugins.hypervisors)
     for name in [only] if only is not None else names:
-        vm = vms.get(name, f"hypervisor {name} is not installed")
+        vm = vm_of(name)
         if isinstance(vm, str):
             answers[name] = {"viable": False, "reason": vm, "capabilities": []}
             continue
@@ -134,8 +112,8 @@ def _on_each_hypervisor(
 
 def _list(args: argparse.Namespace) -> int:
     plugins = installed()
-    with _vms(plugins) as vms:
-        entries = [_entry(record, vms) for record in plugins.records]
+    with vms(plugins) as vm_of:
+        entries = [_entry(plugins, record, vm_of) for record in plugins.records]
     if args.json:
         print(json.dumps(entries, indent=2))
         return 0
@@ -152,7 +130,7 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _entry(record: PluginRecord, vms: dict[str, Vm | str]) -> dict[str, Any]:
+def _entry(plugins: Plugins, record: PluginRecord, vm_of: Callable[[str], Vm | str]) -> dict[str, Any]:
     offer = record.backend or record.hypervisor
     entry: dict[str, Any] = {
         "kind": "backend" if record.backend else "hypervisor" if record.hypervisor else "plugin",
@@ -164,9 +142,9 @@ def _entry(record: PluginRecord, vms: dict[str, Vm | str]) -> dict[str, Any]:
         "error": record.reason or None,
     }
     if record.error is None and record.backend:
-        entry["on"] = _on_each_hypervisor(record.backend, vms)
+        entry["on"] = _on_each_hypervisor(plugins, record.backend, vm_of)
     if record.error is None and record.hypervisor:
-        vm = vms[record.hypervisor.name]
+        vm = vm_of(record.hypervisor.name)
         entry["viable"] = not isinstance(vm, str)
         entry["reason"] = vm if isinstance(vm, str) else None
     return entry
@@ -193,8 +171,8 @@ def _probe(args: argparse.Namespace) -> int:
     backend = find_backend(args.name)
     if args.hypervisor is not None:
         find_hypervisor(args.hypervisor)
-    with _vms(plugins, args.hypervisor) as vms:
-        answers = _on_each_hypervisor(backend, vms, args.hypervisor)
+    with vms(plugins) as vm_of:
+        answers = _on_each_hypervisor(plugins, backend, vm_of, args.hypervisor)
     if args.json:
         print(json.dumps({"name": backend.name, "summary": backend.summary, "on": answers}, indent=2))
     else:

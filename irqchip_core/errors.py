@@ -110,8 +110,10 @@ class UnknownName(PluginError, LookupError):
         suggestion: The nearest installed name, or None.
     """
 
-    def __init__(self, problem: str, *, name: str, suggestion: str | None = None, remedy: str = "") -> None:
-        super().__init__(problem, remedy=remedy)
+    def __init__(
+        self, problem: str, *, name: str, suggestion: str | None = None, argument: str = "", remedy: str = ""
+    ) -> None:
+        super().__init__(problem, argument=argument, remedy=remedy)
         self.name = name
         self.suggestion = suggestion
 
@@ -125,8 +127,10 @@ class NothingSuitable(IrqChipError, LookupError):
 
     errno = _errno.ENOTSUP
 
-    def __init__(self, problem: str, *, refusals: Iterable[tuple[str, str]], remedy: str = "") -> None:
-        super().__init__(problem, remedy=remedy)
+    def __init__(
+        self, problem: str, *, refusals: Iterable[tuple[str, str]], argument: str = "", remedy: str = ""
+    ) -> None:
+        super().__init__(problem, argument=argument, remedy=remedy)
         self.refusals = tuple(refusals)
 
     def __str__(self) -> str:

@@ -1,8 +1,8 @@
 """What a plugin may implement.
 
 A plugin is a module named by an entry point of group ``irqchip``. It marks functions with `hookimpl` and is
-imported by every `discover`, so it imports nothing heavy itself: a backend imports its chip in
-`Backend.create`. No hook is called per interrupt.
+imported by every `discover`, on a thread of its own, so it imports nothing heavy itself: a backend imports its
+chip in `Backend.create`. No hook is called per interrupt.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Backend(ABC):
         summary: One line for `irqchip list`.
         hypervisors: Names of the hypervisors whose VMs it can serve; None if any might do.
         rank: Order among those that fit when none is named, the lowest first.
+        wrapper: Its chip is another backend's with something changed. It is taken only by name.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Backend(ABC):
     summary: str
     hypervisors: frozenset[str] | None = None
     rank: int = 100
+    wrapper: bool = False
 
     @abstractmethod
     def probe(self, vm: Vm) -> Probe:

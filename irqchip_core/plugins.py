@@ -1,13 +1,15 @@
 """Discovery: finds installed plugins by their entry points.
 
 Each is loaded by itself. One that cannot be used is kept as a record with its reason, takes nothing else
-down, and leaves nothing half registered. Choosing among the good ones is done in `selection`.
+down, and leaves nothing half registered. Choosing among the good ones is done in `selection`, how one is
+imported without waiting for it for ever in `loading`.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.metadata
+import inspect
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -18,10 +20,18 @@ from attrs import define, field
 from irqchip_core import hookspecs
 from irqchip_core.errors import DuplicateName, PluginError
 from irqchip_core.hookspecs import API_VERSION, Backend, Hypervisor
+from irqchip_core.loading import time_limit, within
 
 ENTRY_POINT_GROUP = "irqchip"
 
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+"""What the name of a backend or hypervisor is made of."""
+
+_METHODS: dict[type[Backend | Hypervisor], dict[str, list[str]]] = {
+    Backend: {"probe": ["vm"], "create": ["vm", "vcpu_count"]},
+    Hypervisor: {"probe": [], "create_vm": []},
+}
+"""What is called on an offer, with the arguments it must take."""
 
 
 @define
@@ -79,28 +89,30 @@ class Plugins:
         return [record for record in self.records if record.error is not None]
 
 
-def discover(*, strict: bool = False, entry_points: Iterable[importlib.metadata.EntryPoint] | None = None) -> Plugins:
+def discover(
+    *,
+    strict: bool = False,
+    entry_points: Iterable[importlib.metadata.EntryPoint] | None = None,
+    timeout: float | None = None,
+) -> Plugins:
     """Load every plugin that is installed.
 
     Args:
         strict: Raise the first error instead of keeping it in its record.
         entry_points: What to load instead of what is installed.
+        timeout: Seconds to wait for a plugin's import, and for each of its hooks; None for what
+            IRQCHIP_PLUGIN_TIMEOUT says, or `loading.DEFAULT_SECONDS`.
     """
-    manager = pluggy.PluginManager("irqchip")
-    manager.add_hookspecs(hookspecs)
-    found = Plugins(manager)
-    if entry_points is None:
-        entry_points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
-    for entry_point in sorted(entry_points, key=lambda e: (e.dist.name if e.dist else "", e.name)):
-        record = PluginRecord(
-            entry_point.name,
-            entry_point.value,
-            entry_point.dist.name if entry_point.dist else "unknown",
-            entry_point.dist.version if entry_point.dist else "unknown",
-        )
+    seconds = time_limit() if timeout is None else timeout
+    found = Plugins(pluggy.PluginManager("irqchip"))
+    found.manager.add_hookspecs(hookspecs)
+    pairs = _installed_entry_points() if entry_points is None else [(_record(e), e) for e in entry_points]
+    for record, entry_point in sorted(pairs, key=lambda pair: (pair[0].distribution, pair[0].name)):
         found.records.append(record)
+        if entry_point is None:
+            continue
         try:
-            _load(manager, entry_point, record)
+            _load(found.manager, entry_point, record, seconds)
         except (Exception, SystemExit) as error:
             record.error = error
     _refuse_duplicates(found)
@@ -126,14 +138,62 @@ def installed() -> Plugins:
     return discover()
 
 
-def _load(manager: pluggy.PluginManager, entry_point: importlib.metadata.EntryPoint, record: PluginRecord) -> None:
+_Pairs = list[tuple[PluginRecord, importlib.metadata.EntryPoint | None]]
+
+
+def _installed_entry_points() -> _Pairs:
+    try:
+        return [(_record(e), e) for e in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)]
+    except Exception:  # an entry_points.txt, of whatever distribution, is malformed: read them one at a time
+        return _entry_points_by_distribution()
+
+
+def _entry_points_by_distribution() -> _Pairs:
+    pairs: _Pairs = []
+    seen: set[str] = set()
+    for distribution in importlib.metadata.distributions():
+        name, version = _name_and_version(distribution)
+        if name in seen:  # the first on sys.path is the one that is imported
+            continue
+        seen.add(name)
+        try:
+            pairs += [(_record(e), e) for e in distribution.entry_points.select(group=ENTRY_POINT_GROUP)]
+        except Exception:
+            if f"[{ENTRY_POINT_GROUP}]" in (distribution.read_text("entry_points.txt") or ""):
+                error = PluginError("its entry_points.txt is malformed", remedy=f"reinstall {name}")
+                pairs.append((PluginRecord(name, "unknown", name, version, error=error), None))
+    return pairs
+
+
+def _record(entry_point: importlib.metadata.EntryPoint) -> PluginRecord:
+    return PluginRecord(entry_point.name, entry_point.value, *_name_and_version(entry_point.dist))
+
+
+def _name_and_version(distribution: importlib.metadata.Distribution | None) -> tuple[str, str]:
+    """Of a distribution whose metadata may be missing, as when it was removed by half."""
+    try:
+        if distribution is not None and distribution.name:
+            return distribution.name, distribution.version or "unknown"
+    except Exception:  # which one it is depends on the version of Python
+        pass
+    return "unknown", "unknown"
+
+
+def _load(
+    manager: pluggy.PluginManager, entry_point: importlib.metadata.EntryPoint, record: PluginRecord, seconds: float
+) -> None:
     """Import one plugin and register its hooks: all of them or, if anything is wrong, none."""
-    plugin = entry_point.load()
+    who = f"entry point {record.name} ({record.module}) of {record.distribution} {record.version}"
+    plugin = within(seconds, f"the import of {who}", entry_point.load)
     try:
         manager.register(plugin, name=record.key)
         manager.check_pending()  # a misspelt hook would never be called
-        record.backend = _offer(manager, plugin, "irqchip_backend", Backend)
-        record.hypervisor = _offer(manager, plugin, "irqchip_hypervisor", Hypervisor)
+        _check_hooks(manager, plugin)
+        for hook, kind in (("irqchip_backend", Backend), ("irqchip_hypervisor", Hypervisor)):
+            for implementation in _implementations(manager, plugin, hook):
+                offer = within(seconds, f"{hook} of {who}", implementation.function)
+                _check_offer(offer, hook, kind)
+                setattr(record, hook.removeprefix("irqchip_"), offer)
     except BaseException:
         record.backend = record.hypervisor = None
         if manager.is_registered(plugin):
@@ -141,36 +201,54 @@ def _load(manager: pluggy.PluginManager, entry_point: importlib.metadata.EntryPo
         raise
 
 
-def _offer(manager: pluggy.PluginManager, plugin: object, hook: str, kind: type[Any]) -> Any:
-    """What this one plugin's implementation of `hook` returns, checked; None if it has none."""
-    for implementation in getattr(manager.hook, hook).get_hookimpls():
-        if implementation.plugin is not plugin:
-            continue
-        offer = implementation.function()
-        if not isinstance(offer, kind):
-            raise PluginError(f"{hook} returned {offer!r}", remedy=f"return an instance of {kind.__name__}")
-        name, version = getattr(offer, "name", hook), getattr(offer, "api_version", None)
-        if version != API_VERSION:
+def _implementations(manager: pluggy.PluginManager, plugin: object, hook: str) -> list[pluggy.HookImpl]:
+    return [impl for impl in getattr(manager.hook, hook).get_hookimpls() if impl.plugin is plugin]
+
+
+def _check_hooks(manager: pluggy.PluginManager, plugin: object) -> None:
+    """Refuse implementations that could not do their work. Unknown hooks and arguments pluggy refuses itself."""
+    for caller in manager.get_hookcallers(plugin) or ():
+        for implementation in _implementations(manager, plugin, caller.name):
+            if implementation.wrapper or implementation.hookwrapper:
+                raise PluginError(f"{caller.name} is a hook wrapper", remedy="mark it with hookimpl alone")
+            if caller.name == "irqchip_subcommand" and not implementation.argnames:
+                raise PluginError("irqchip_subcommand lacks its argument", remedy="let it take subparsers")
+
+
+def _check_offer(offer: object, hook: str, kind: type[Backend | Hypervisor]) -> None:
+    if not isinstance(offer, kind):
+        raise PluginError(f"{hook} returned {offer!r}", remedy=f"return an instance of {kind.__name__}")
+    name, version = getattr(offer, "name", hook), getattr(offer, "api_version", None)
+    if version != API_VERSION:
+        raise PluginError(
+            f"{name} was written for API version {version}, this is version {API_VERSION}",
+            remedy="install matching versions of the plugin and of irqchip-core",
+        )
+    _check_attributes(offer)
+    for method, arguments in _METHODS[kind].items():
+        try:
+            inspect.signature(getattr(offer, method)).bind(*arguments)
+        except TypeError as error:
             raise PluginError(
-                f"{name} was written for API version {version}, this is version {API_VERSION}",
-                remedy="install matching versions of the plugin and of irqchip-core",
-            )
-        _check_attributes(offer)
-        return offer
-    return None
+                f"{method} of {type(offer).__name__} does not fit: {error}",
+                remedy=f"let it take ({', '.join(['self', *arguments])})",
+            ) from None
 
 
-def _check_attributes(offer: Backend | Hypervisor) -> None:
+def _check_attributes(offer: Any) -> None:
     kind = type(offer).__name__
     name = getattr(offer, "name", None)
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise PluginError(f"{name!r} is not a name", remedy="use lower case letters, digits and underscores")
     if not isinstance(getattr(offer, "summary", None), str):
         raise PluginError(f"{kind} has no summary", remedy="give it one line of text")
     if not isinstance(offer.rank, int):
         raise PluginError(f"the rank of {kind} is {offer.rank!r}", remedy="make it an integer")
-    if isinstance(offer, Backend) and not isinstance(offer.hypervisors, frozenset | None):
-        raise PluginError(f"hypervisors of {kind} are {offer.hypervisors!r}", remedy="give a frozenset, or None")
+    if isinstance(offer, Backend):
+        if not isinstance(offer.hypervisors, frozenset | None):
+            raise PluginError(f"hypervisors of {kind} are {offer.hypervisors!r}", remedy="give a frozenset, or None")
+        if not isinstance(offer.wrapper, bool):
+            raise PluginError(f"wrapper of {kind} is {offer.wrapper!r}", remedy="say True or False")
 
 
 def _refuse_duplicates(found: Plugins) -> None:

@@ -100,7 +100,7 @@ def test_run_takes_another_hypervisor_and_says_why(run: Run, kvm_is: str, vcpus:
     check_message(kvm_is, not_kvm)
     assert choice == (
         "irqchip: demonstration guest on chip userspace (the first that fits), hypervisor unicorn "
-        f"(the first that is usable), vCPUs: {vcpus}"
+        f"(the first on which it fits), vCPUs: {vcpus}"
     )
     lines = done.stdout.splitlines()
     assert lines[-1] == "Every interrupt was taken exactly as often as it was raised."
@@ -115,7 +115,7 @@ def test_a_chip_that_needs_kvm_says_why_not_and_what_helps(run: Run, kvm_is: str
     done = run("run", "--chip", "kvm_kernel")
     assert (done.returncode, done.stdout) == (2, "")
     first, reason = done.stderr.splitlines()
-    assert first == "irqchip: no hypervisor can be used here for kvm_kernel"
+    assert first == "irqchip: backend kvm_kernel does not fit"
     check_message(kvm_is, reason)
 
 

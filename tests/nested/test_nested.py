@@ -17,6 +17,8 @@ DEADLINE = 480.0
 ELSEWHERE = ("unicorn", "x86", "conformance")
 """Folders that stay outside: what compares with the Unicorn emulator; what uses KVM as an oracle, since its random
 accesses make QEMU's own SVM emulation abort (seen with 7.2); and what tests the kit that `test_conformance` runs."""
+OLD_KERNEL = "before Linux"
+"""In the reason of a skip: the machine's kernel is Debian's, older than what the test needs."""
 FILES = sorted(
     str(path.relative_to(ROOT))
     for path in (ROOT / "tests").rglob("test_*.py")
@@ -40,7 +42,11 @@ def outcome(request: pytest.FixtureRequest) -> machine.Outcome:
 @pytest.mark.parametrize("file", FILES)
 def test_on_real_kvm(outcome: machine.Outcome, file: str) -> None:
     mine = {record["test"]: record for record in outcome.records if record["test"].split("::")[0] == file}
-    wrong = [f"{test} {it['outcome']}\n{it['text']}" for test, it in mine.items() if it["outcome"] != "passed"]
+    wrong = [
+        f"{test} {it['outcome']}\n{it['text']}"
+        for test, it in mine.items()
+        if it["outcome"] != "passed" and not (it["outcome"] == "skipped" and OLD_KERNEL in it["text"])
+    ]
     if outcome.status is None:
         wrong.append(f"The machine was stopped after {outcome.seconds:.0f} seconds. Its console:\n{outcome.tail()}")
     elif not mine:

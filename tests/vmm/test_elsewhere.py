@@ -52,7 +52,7 @@ def test_without_linux_the_choice_is_said_with_its_reason(system: str) -> None:
     done = irqchip(system, "run")
     assert done.returncode == 0, done
     assert done.stderr.startswith(f"irqchip: not on hypervisor kvm: {needs}")
-    assert " on chip userspace (the first that fits), hypervisor unicorn (the first that is usable)" in done.stderr
+    assert " on chip userspace (the first that fits), hypervisor unicorn (the first on which it fits)" in done.stderr
     done = irqchip(system, "list")
     assert done.returncode == 0, done
     lines = [line for line in done.stdout.splitlines() if line.split()[1] in ("kvm", "kvm_kernel")]
@@ -60,4 +60,4 @@ def test_without_linux_the_choice_is_said_with_its_reason(system: str) -> None:
     assert all(needs in line for line in lines)
     done = irqchip(system, "run", "--chip", "kvm_kernel")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"irqchip: no hypervisor can be used here for kvm_kernel\n  kvm: {needs}")
+    assert done.stderr.startswith(f"irqchip: backend kvm_kernel does not fit\n  kvm_kernel on kvm: {needs}")

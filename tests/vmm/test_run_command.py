@@ -40,7 +40,7 @@ def test_the_built_in_guest(capfd: pytest.CaptureFixture[str]) -> None:
     assert out.splitlines()[-1] == "Every interrupt was taken exactly as often as it was raised."
     assert err.splitlines() == [
         "irqchip: demonstration guest on chip kvm_kernel (the first that fits), hypervisor kvm "
-        "(the first that is usable), vCPUs: 2"
+        "(the first on which it fits), vCPUs: 2"
     ]
 
 

@@ -26,7 +26,7 @@ from irqchip_core.errors import Closed, Exhausted, InvalidArgument, WrongType
 from irqchip_core.events import DeviceId, IrqEventSource, PlatformDeviceId
 from irqchip_core.irq_loop import IrqLoop
 from irqchip_core.routes import IOAPIC_PINS
-from irqchip_core.selection import create_irqchip, create_vm
+from irqchip_core.selection import create_irqchip, create_vm, select
 from irqchip_core.vcpu import VcpuX86_64, Vm
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.cpuid import MAX_XAPIC_ID, vcpu_cpuid
@@ -52,7 +52,7 @@ class Machine:
     """A PC with COM1, RTC, keyboard controller (reset only), exit port and interrupt generator.
 
     Args:
-        hypervisor: Name of one, a VM without memory, vCPUs and chip, or None for the first that is usable.
+        hypervisor: Name of one, a VM without memory, vCPUs and chip, or None for the first on which the chip fits.
         chip: Name of a backend, a chip made for that VM, or None for the first that fits. What is given as an object
             stays the caller's to close, after the machine.
         memory_size: Bytes of RAM from address 0, a multiple of 4096 from 1 MiB to 3 GiB.
@@ -123,8 +123,10 @@ class Machine:
         require: Collection[IrqChipCap],
         clock: VirtualClock | None,
     ) -> None:
+        if hypervisor is None and not isinstance(chip, IrqChip):
+            hypervisor = select(chip, require=require, virtual_time=clock is not None).hypervisor
         if hypervisor is None or isinstance(hypervisor, str):
-            self.vm = create_vm(hypervisor, backend=chip if isinstance(chip, str) else None, clock=clock)
+            self.vm = create_vm(hypervisor, clock=clock)
             self._cleanup.append(self.vm.close)
         else:
             self.vm = hypervisor

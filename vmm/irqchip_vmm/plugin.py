@@ -29,7 +29,7 @@ def irqchip_subcommand(subparsers: argparse._SubParsersAction[argparse.ArgumentP
     )
     parser.add_argument("guest", metavar="GUEST", nargs="?", help="file to run instead of the built-in guest")
     parser.add_argument("--chip", metavar="NAME", help="backend; without it the first that fits")
-    parser.add_argument("--hypervisor", metavar="NAME", help="hypervisor; without it the first that is usable")
+    parser.add_argument("--hypervisor", metavar="NAME", help="hypervisor; without it the first on which the chip fits")
     parser.add_argument("--vcpus", metavar="N", type=_count, default=1, help="number of vCPUs (default: 1)")
     parser.add_argument(
         "--memory",

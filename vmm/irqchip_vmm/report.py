@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import asdict, field, frozen
 
-from irqchip_core.cli import format_table
+from irqchip_core.table import format_table
 from irqchip_vmm import guest
 from irqchip_vmm.devices.generator import ReportRow
 from irqchip_vmm.ending import RunResult

@@ -12,7 +12,13 @@ from contextlib import ExitStack, contextmanager
 from irqchip_core.chip import IrqChipCap
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.events import Event
-from irqchip_core.selection import hypervisor_candidates, usable
+from irqchip_core.selection import (
+    BACKEND_VARIABLE,
+    HYPERVISOR_VARIABLE,
+    asked_for,
+    hypervisor_candidates,
+    usable,
+)
 from irqchip_vmm import report
 from irqchip_vmm.ending import Outcome, RunResult
 from irqchip_vmm.guest import NAME, demonstration_guest
@@ -111,19 +117,25 @@ def _passed_over(args: argparse.Namespace, machine: Machine) -> Iterator[str]:
         for hypervisor in hypervisor_candidates(backend=args.chip):
             if hypervisor.name == machine.vm.hypervisor:
                 return
-            reason = usable(hypervisor, virtual_time=args.deterministic)
+            reason = usable(hypervisor, virtual_time=args.deterministic) or "no chip fits there"
             yield f"irqchip: not on hypervisor {hypervisor.name}: {reason}"
 
 
 def _choice(args: argparse.Namespace, machine: Machine) -> str:
-    chip_reason = "asked for" if args.chip else "the first that fits"
+    chip_reason = _reason(args.chip, BACKEND_VARIABLE, "the first that fits")
     if args.require:
         chip_reason += f" with {', '.join(args.require)}"
-    hypervisor_reason = "asked for" if args.hypervisor else "the first that is usable"
+    hypervisor_reason = _reason(args.hypervisor, HYPERVISOR_VARIABLE, "the first on which it fits")
     return (
         f"irqchip: {args.guest or NAME} on chip {machine.chip.name} ({chip_reason}), "
         f"hypervisor {machine.vm.hypervisor} ({hypervisor_reason}), vCPUs: {machine.vcpu_count}"
     )
+
+
+def _reason(name: str | None, variable: str, default: str) -> str:
+    if name is not None:
+        return "asked for"
+    return default if asked_for(None, variable)[0] is None else f"{variable} names it"
 
 
 def _problems(args: argparse.Namespace, machine: Machine, result: RunResult) -> list[str]:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from irqchip_core.cli import format_table
+from irqchip_core.table import format_table
 from irqchip_core.testing.verdict import vectors
 
 Found = dict[str, Any]

@@ -25,7 +25,7 @@ The kit needs pytest: pip install 'irqchip-core[conformance]'
 """
 
 
-def add_to(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_conformance(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
     command = subparsers.add_parser(
         "conformance",

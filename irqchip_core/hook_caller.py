@@ -1,0 +1,45 @@
+"""Tells all plugins of a chip's life, through their hooks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import pluggy
+
+from irqchip_core.observers import ChipObserver
+
+if TYPE_CHECKING:
+    from irqchip_core.chip import IrqChip
+    from irqchip_core.events import IrqEventIndex, IrqEventSource
+    from irqchip_core.routes import IrqRoute
+
+_log = logging.getLogger(__name__)
+
+
+class HookCaller(ChipObserver):
+    """Passes a chip's life on to the hooks of all plugins."""
+
+    def __init__(self, manager: pluggy.PluginManager) -> None:
+        self._manager = manager
+
+    def _call(self, hook: str, **arguments: object) -> None:
+        """Call each plugin by itself: one that raises is logged, and the others are told all the same."""
+        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+            try:
+                implementation.function(*(arguments[name] for name in implementation.argnames))
+            except Exception:
+                _log.exception("plugin %s failed in %s", implementation.plugin_name, hook)
+
+    def chip_created(self, chip: IrqChip) -> None:
+        self._call("irqchip_created", chip=chip)
+
+    def event_registered(self, chip: IrqChip, gsi: int, source: IrqEventSource, index: IrqEventIndex | None) -> None:
+        self._call("irqchip_event_registered", chip=chip, gsi=gsi, source=source, index=index)
+
+    def event_unregistered(self, chip: IrqChip, gsi: int) -> None:
+        self._call("irqchip_event_unregistered", chip=chip, gsi=gsi)
+
+    def routes_changed(self, chip: IrqChip, routes: Iterable[IrqRoute]) -> None:
+        self._call("irqchip_routes_changed", chip=chip, routes=routes)

@@ -1,0 +1,79 @@
+"""Running a plugin's code without waiting for it for ever.
+
+The code runs on a thread of its own. If it does not come to an end in time, the thread is left behind, as Python
+cannot stop it, and the caller goes on with an error. What this cannot help against is compiled code that never
+lets other threads run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from irqchip_core.errors import InvalidArgument, PluginError
+
+TIMEOUT_VARIABLE = "IRQCHIP_PLUGIN_TIMEOUT"
+DEFAULT_SECONDS = 10.0
+"""How long the import of a plugin, and each of its hooks, may take unless `TIMEOUT_VARIABLE` says otherwise."""
+NOTICE_SECONDS = 2.0
+"""When it is said what is being waited for."""
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+def time_limit() -> float:
+    """Seconds that `TIMEOUT_VARIABLE` grants, or `DEFAULT_SECONDS`.
+
+    Raises:
+        InvalidArgument: It is set to something else than a number of seconds.
+    """
+    text = os.environ.get(TIMEOUT_VARIABLE, "")
+    try:
+        seconds = float(text) if text else DEFAULT_SECONDS
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= threading.TIMEOUT_MAX:
+        raise InvalidArgument(
+            f"{text!r} is not a time to wait", argument=TIMEOUT_VARIABLE, remedy="give seconds, more than 0"
+        )
+    return seconds
+
+
+def within(seconds: float, what: str, function: Callable[[], _T]) -> _T:
+    """What `function` returns or raises.
+
+    Args:
+        seconds: How long to wait.
+        what: What it is doing, for the notice and the error.
+        function: Must not need a module whose import is under way in the caller: each would wait for the other.
+
+    Raises:
+        PluginError: It has not ended in time.
+    """
+    results: list[_T] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:  # for the caller to judge, SystemExit too
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name=what, daemon=True)
+    thread.start()
+    thread.join(min(seconds, NOTICE_SECONDS))
+    if thread.is_alive() and seconds > NOTICE_SECONDS:
+        _log.warning("irqchip: still waiting for %s, up to %g seconds", what, seconds)
+        thread.join(seconds - NOTICE_SECONDS)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise PluginError(
+            f"{what} has not ended in {seconds:g} seconds",
+            remedy=f"repair or uninstall it, or give it more time: {TIMEOUT_VARIABLE}",
+        )
+    return results[0]

@@ -1,0 +1,122 @@
+"""`irqchip select`: which chip on which hypervisor would be chosen, and why."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from irqchip_core.chip import IrqChipCap
+from irqchip_core.errors import NothingSuitable
+from irqchip_core.lookup import absent
+from irqchip_core.plugins import installed
+from irqchip_core.selection import BACKEND_VARIABLE, Candidate, asked_for, select, survey
+from irqchip_core.table import format_table
+
+NOTHING_FITS = 1
+
+
+def add_select(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``select``."""
+    command = subparsers.add_parser(
+        "select",
+        help="say which chip is chosen here, and why",
+        description="Say which chip on which hypervisor is chosen here, after asking each about a real VM. "
+        "The status is 1 if none fits.",
+    )
+    command.add_argument("name", metavar="NAME", nargs="?", help="this backend only")
+    command.add_argument("--hypervisor", metavar="NAME", help="on this hypervisor only")
+    command.add_argument(
+        "--require",
+        metavar="CAPABILITY,...",
+        type=_capabilities,
+        default=[],
+        help=f"what the chip must be able to do: {', '.join(capability.value for capability in IrqChipCap)}",
+    )
+    command.add_argument(
+        "--prefer",
+        metavar="NAME,...",
+        type=_names,
+        default=[],
+        help="backends to try before others, the best first",
+    )
+    command.add_argument("--explain", action="store_true", help="show every candidate, and why it fits or not")
+    command.add_argument("--json", action="store_true", help="print JSON, every candidate included")
+    command.set_defaults(run=_select)
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _capabilities(text: str) -> list[IrqChipCap]:
+    try:
+        return [IrqChipCap(name) for name in _names(text)]
+    except ValueError as error:
+        known = ", ".join(capability.value for capability in IrqChipCap)
+        raise argparse.ArgumentTypeError(f"{error}; choose from {known}") from None
+
+
+def _select(args: argparse.Namespace) -> int:
+    wishes: dict[str, Any] = {"hypervisor": args.hypervisor, "require": args.require, "prefer": args.prefer}
+    if not (args.explain or args.json):
+        try:
+            chosen = select(args.name, **wishes)
+        except NothingSuitable as error:
+            print(f"irqchip: {error}", file=sys.stderr)
+            return NOTHING_FITS
+        print(f"{chosen.backend.name} on {chosen.hypervisor}")
+        return 0
+    judged = survey(args.name, **wishes)
+    first = next((candidate for candidate in judged if candidate.refusal is None), None)
+    missing = absent(args.prefer, installed())
+    broken = [
+        (record.name, f"broken: {record.reason}")
+        for record in installed().broken()
+        if record.hypervisor is None and args.name is None
+    ]
+    if args.json:
+        print(json.dumps(_as_json(judged, first, dict([*missing, *broken])), indent=2))
+    else:
+        rows = [("BACKEND", "HYPERVISOR", "CAPABILITIES", "VERDICT")]
+        rows += [
+            (one.backend.name, one.hypervisor, ", ".join(_capability_names(one)) or "-", _verdict(args, one, first))
+            for one in judged
+        ]
+        rows += [(name, "-", "-", reason) for name, reason in dict([*missing, *broken]).items()]
+        print(format_table(rows))
+    return NOTHING_FITS if first is None else 0
+
+
+def _capability_names(candidate: Candidate) -> list[str]:
+    return sorted(capability.value for capability in candidate.probe.capabilities)
+
+
+def _verdict(args: argparse.Namespace, candidate: Candidate, first: Candidate | None) -> str:
+    if candidate.refusal is not None or first is None:
+        return f"no: {candidate.refusal}"
+    if candidate is not first:
+        return f"fits, but {first.backend.name} on {first.hypervisor} comes first"
+    if args.name is not None:
+        return "chosen: asked for"
+    if asked_for(None, BACKEND_VARIABLE)[0] is not None:
+        return f"chosen: {BACKEND_VARIABLE} names it"
+    return "chosen: preferred" if candidate.backend.name in args.prefer else "chosen: the first that fits"
+
+
+def _as_json(judged: list[Candidate], first: Candidate | None, others: dict[str, str]) -> dict[str, Any]:
+    return {
+        "chosen": {"backend": first.backend.name, "hypervisor": first.hypervisor} if first else None,
+        "candidates": [
+            {
+                "backend": candidate.backend.name,
+                "hypervisor": candidate.hypervisor,
+                "capabilities": _capability_names(candidate),
+                "fits": candidate.refusal is None,
+                "reason": candidate.refusal,
+            }
+            for candidate in judged
+        ],
+        "others": others,
+    }

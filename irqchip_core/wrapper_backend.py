@@ -1,0 +1,67 @@
+"""`WrapperBackend`: a backend whose chips wrap those of another, whichever fits."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+from typing_extensions import override
+
+from irqchip_core.errors import NothingSuitable, PluginError, WrongType
+from irqchip_core.hookspecs import Backend, Probe
+
+if TYPE_CHECKING:
+    from irqchip_core.selection import Candidate
+    from irqchip_core.vcpu import Vm
+    from irqchip_core.x86.chip import IrqChipX86_64
+
+
+class WrapperBackend(Backend):
+    """Can serve a VM if a backend can that wraps nothing itself, and has that one's capabilities.
+
+    Attributes:
+        wraps: Name of the backend to wrap; None for the first that fits.
+    """
+
+    wrapper = True
+    wraps: str | None = None
+
+    @abstractmethod
+    def wrap(self, inner: IrqChipX86_64) -> IrqChipX86_64:
+        """Make the chip around `inner`, which belongs to it from now on."""
+
+    def _candidates(self, vm: Vm) -> list[Candidate]:
+        from irqchip_core.selection import candidates, find_backend, judge
+
+        if self.wraps == self.name:
+            raise PluginError("it is to wrap itself", subject=self.name, argument="wraps", remedy="name another one")
+        if self.wraps is not None:
+            return [judge(find_backend(self.wraps), vm)]
+        return [candidate for candidate in candidates(vm) if not candidate.backend.wrapper]
+
+    @override
+    def probe(self, vm: Vm) -> Probe:
+        judged = self._candidates(vm)
+        for candidate in judged:
+            if candidate.refusal is None:
+                return candidate.probe
+        reasons = "; ".join(f"{candidate.backend.name}: {candidate.refusal}" for candidate in judged)
+        return Probe(f"there is no chip to wrap: {reasons or 'none is installed'}")
+
+    @override
+    def create(self, vm: Vm, vcpu_count: int) -> IrqChipX86_64:
+        from irqchip_core.x86.chip import IrqChipX86_64
+
+        judged = self._candidates(vm)
+        chosen = next((candidate for candidate in judged if candidate.refusal is None), None)
+        if chosen is None:
+            refusals = [(candidate.backend.name, candidate.refusal or "") for candidate in judged]
+            raise NothingSuitable("there is no chip to wrap", refusals=refusals, argument=self.name)
+        inner = chosen.backend.create(vm, vcpu_count)
+        try:
+            if not isinstance(inner, IrqChipX86_64):
+                raise WrongType(f"{inner.name} is not a chip of a PC", subject=self.name, argument="wraps")
+            return self.wrap(inner)
+        except BaseException:
+            inner.close()
+            raise

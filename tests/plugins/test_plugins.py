@@ -1,0 +1,285 @@
+"""Discovery and choice, with plugins that are really found by their entry points."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from irqchip_core import cli
+from irqchip_core.chip import IrqChip
+from irqchip_core.errors import DuplicateName, IrqChipError, PluginError
+from irqchip_core.plugins import discover
+from irqchip_core.routes import IrqRoute
+from irqchip_core.selection import create_irqchip
+from tests.core.table_chip import TableChip
+from tests.plugins.fake_plugins import Install, any_vm, backend, hypervisor, ours
+
+
+def test_finds_what_is_installed(install: Install) -> None:
+    install("one", backend("one", rank=3))
+    install("two", backend("two", rank=2))
+    install("hyper", hypervisor("hyper"))
+    found = discover()
+    assert {name: record.error for name, record in ours(found).items()} == {"hyper": None, "one": None, "two": None}
+    assert [name for name in found.backends if name in ("one", "two")] == ["two", "one"]
+    assert found.hypervisors["hyper"].summary == "pretends"
+    assert ours(found)["one"].version == "1.0"
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import does_not_exist", "ModuleNotFoundError: No module named 'does_not_exist'"),
+        ("1 +", "SyntaxError: invalid syntax"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        (backend("bad", api=7), "bad was written for API version 7, this is version 1"),
+        (backend("Bad-Name"), "'Bad-Name' is not a name"),
+        (backend("bad").replace("return Fake()", "return 5"), "irqchip_backend returned 5"),
+        (backend("bad").replace("return Fake()", "raise OSError('disk')"), "OSError: disk"),
+        (backend("bad").replace("irqchip_backend()", "irqchip_backned()"), "unknown hook 'irqchip_backned'"),
+        (backend("bad").replace("irqchip_backend()", "irqchip_backend(vm)"), "Argument(s) {'vm'} are declared"),
+        (backend("bad").replace("    def create(", "    def make("), "Can't instantiate abstract class Fake"),
+        (backend("bad", rank="'low'"), "the rank of Fake is 'low'"),
+        (backend("bad", hypervisors="'kvm'"), "hypervisors of Fake are 'kvm'"),
+        (backend("bad").replace('summary = "pretends"', "pass"), "Fake has no summary"),
+        (backend("bad").replace("api_version =", "version ="), "bad was written for API version None"),
+    ],
+)
+def test_a_bad_plugin_is_a_record_with_its_reason(install: Install, source: str, reason: str) -> None:
+    install("bad", source)
+    install("good", backend("good"))
+    found = discover()
+    record = ours(found)["bad"]
+    assert reason in record.reason or reason in str(record.error)
+    assert "good" in found.backends
+    assert "bad" not in found.backends
+    assert all("bad" not in str(name) for name, _ in found.manager.list_name_plugin())
+    with pytest.raises(PluginError, match=r"bad 1\.0: "):
+        discover(strict=True)
+
+
+def test_a_half_registered_plugin_leaves_nothing(install: Install) -> None:
+    source = hypervisor("half") + backend("half").replace("return Fake()", "raise OSError('disk')")
+    install("half", source)
+    found = discover()
+    assert "half" not in found.hypervisors
+    assert ours(found)["half"].hypervisor is None
+    assert not found.manager.hook.irqchip_hypervisor.get_hookimpls() or all(
+        "half" not in implementation.plugin_name
+        for implementation in found.manager.hook.irqchip_hypervisor.get_hookimpls()
+    )
+
+
+def test_a_name_offered_twice_is_refused_and_both_are_named(install: Install) -> None:
+    install("first", backend("same"))
+    install("second", backend("same"), "2.0")
+    install("good", backend("good"))
+    found = discover()
+    assert "same" not in found.backends
+    assert "good" in found.backends
+    vm = any_vm()
+    with pytest.raises(DuplicateName, match=r"same is offered by first 1\.0 and second 2\.0; uninstall all but one"):
+        create_irqchip("same", vm=vm, plugins=found)
+
+
+OBSERVER = """
+from irqchip_core.hookspecs import hookimpl
+seen = []
+
+@hookimpl
+def irqchip_created(chip):
+    seen.append(("created", chip.name))
+
+@hookimpl
+def irqchip_event_registered(chip, gsi, source, index):
+    seen.append(("registered", gsi, source.device_name, index))
+
+@hookimpl
+def irqchip_event_unregistered(chip, gsi):
+    seen.append(("unregistered", gsi))
+
+@hookimpl
+def irqchip_routes_changed(routes):
+    seen.append(("routes", len(list(routes))))
+"""
+
+
+def test_observers_follow_the_life_of_a_chip(install: Install) -> None:
+    from irqchip_core.events import IrqEdgeEvent, IrqEventSource, PlatformDeviceId
+
+    install("observer", OBSERVER)
+    install("good", backend("good"))
+    found = discover()
+    vm = any_vm()
+    with create_irqchip("good", vm=vm, plugins=found) as chip, IrqEdgeEvent() as event:
+        chip.register_edge_irq_event(4, event, IrqEventSource(PlatformDeviceId.SERIAL, 0, "COM1"))
+        chip.unregister_edge_irq_event(4, event)
+        chip.unregister_edge_irq_event(4, event)  # nothing was there: no one is told
+        chip.set_irq_routes([IrqRoute.ioapic(4)])
+    (observer,) = [plugin for name, plugin in found.manager.list_name_plugin() if name == "observer:observer"]
+    assert observer.seen == [  # type: ignore[attr-defined]
+        ("created", "good"),
+        ("registered", 4, "COM1", 0),
+        ("unregistered", 4),
+        ("routes", 1),
+    ]
+
+
+def test_a_plugin_that_raises_when_told_disturbs_no_one(install: Install, caplog: pytest.LogCaptureFixture) -> None:
+    install("observer_a", OBSERVER)
+    install("observer_b", OBSERVER.replace("    seen.append(", "    1 / 0, ("))
+    install("observer_c", OBSERVER)
+    install("good", backend("good"))
+    found = discover()
+    with create_irqchip("good", vm=any_vm(), plugins=found) as chip:
+        chip.set_irq_routes([IrqRoute.ioapic(4)])
+    plugins: list[tuple[str, Any]] = found.manager.list_name_plugin()
+    told = {name: plugin.seen for name, plugin in plugins if "observer" in name}
+    expected = [("created", "good"), ("routes", 1)]
+    assert told == {
+        "observer_a:observer_a": expected,
+        "observer_b:observer_b": [],
+        "observer_c:observer_c": expected,
+    }
+    assert "plugin observer_b:observer_b failed in irqchip_created" in caplog.text
+    assert "plugin observer_b:observer_b failed in irqchip_routes_changed" in caplog.text
+
+
+def test_an_observer_that_raises_disturbs_no_one(caplog: pytest.LogCaptureFixture) -> None:
+    from irqchip_core.observers import ChipObserver
+
+    class Bad(ChipObserver):
+        def chip_created(self, chip: IrqChip) -> None:
+            raise OSError("disk")
+
+    class Good(ChipObserver):
+        told = False
+
+        def chip_created(self, chip: IrqChip) -> None:
+            self.told = True
+
+    with TableChip() as chip:
+        good = Good()
+        chip.observers.add(Bad())
+        chip.observers.add(good)
+        chip.observers.chip_created(chip)
+        assert good.told
+    assert "failed in chip_created" in caplog.text
+
+
+def test_list_shows_every_plugin_with_its_reason(
+    install: Install, use: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("hyper", hypervisor("hyper"))
+    install("absent", hypervisor("absent", probe="return 'there is no processor'"))
+    install("good", backend("good"))
+    install("picky", backend("picky", hypervisors="frozenset({'missing'})"))
+    install("bad", "raise OSError('disk')")
+    install("extra", OBSERVER)
+    use()
+    assert cli.main(["list"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "KIND NAME DISTRIBUTION API HERE",
+        "hypervisor absent absent 1.0 1 no: there is no processor",
+        "plugin bad bad 1.0 - broken: OSError: disk",
+        "plugin extra extra 1.0 - loaded",
+        "backend good good 1.0 1 on absent: no: there is no processor",
+        "backend good good 1.0 1 on hyper: viable (x2apic)",
+        "hypervisor hyper hyper 1.0 1 usable",
+        "backend picky picky 1.0 1 on missing: no: no hypervisor is called 'missing'; installed: absent, hyper",
+    ]
+    assert cli.main(["list", "--json"]) == 0
+    entries = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert entries["good"]["on"]["hyper"] == {"viable": True, "reason": None, "capabilities": ["x2apic"]}
+    assert entries["bad"]["error"] == "OSError: disk"
+    assert entries["absent"]["viable"] is False
+
+
+def test_probe_answers_with_its_exit_status(
+    install: Install, use: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("hyper", hypervisor("hyper"))
+    install("good", backend("good"))
+    install("picky", backend("picky", probe="return Probe('too old; update it')"))
+    use()
+    assert cli.main(["probe", "good"]) == 0
+    assert capsys.readouterr().out == "good: pretends\non hyper: viable (x2apic)\n"
+    assert cli.main(["probe", "picky", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["on"]["hyper"]["reason"] == "too old; update it"
+    assert cli.main(["probe", "goood"]) == 2
+    assert capsys.readouterr().err == "irqchip: no backend is called 'goood'; did you mean good?\n"
+    assert cli.main(["probe", "good", "--hypervisor", "nowhere"]) == 2
+    assert "no hypervisor is called 'nowhere'" in capsys.readouterr().err
+
+
+SUBCOMMAND = """
+from irqchip_core.errors import InvalidArgument
+from irqchip_core.hookspecs import hookimpl
+
+def greet(args):
+    if args.name == "nobody":
+        raise InvalidArgument("nobody is not a name", argument="name", remedy="give one")
+    print("hello", args.name)
+    return 7
+
+@hookimpl
+def irqchip_subcommand(subparsers):
+    parser = subparsers.add_parser("greet", help="greet someone")
+    parser.add_argument("name")
+    parser.set_defaults(run=greet)
+"""
+
+
+def test_a_plugin_whose_subcommand_fails_takes_nothing_down(
+    install: Install, use: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("greeter", SUBCOMMAND)
+    install("raiser", SUBCOMMAND.replace("parser = ", "raise OSError('disk')\n    parser = "))
+    install("twice", SUBCOMMAND)  # the name `greet` is taken
+    use()
+    assert cli.main(["greet", "world"]) == 7
+    assert cli.main(["list"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "plugin raiser raiser 1.0 - broken: OSError: disk" in lines
+    assert any(line.startswith("plugin twice twice 1.0 - broken: ArgumentError") for line in lines)
+
+
+def run_command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """`irqchip` as a process of its own."""
+    argv = [sys.executable, "-m", "irqchip_core", *arguments]
+    return subprocess.run(argv, stderr=subprocess.PIPE, text=True, timeout=50, check=False, **options)
+
+
+def test_output_that_cannot_be_written_is_no_traceback() -> None:
+    with open("/dev/full", "w") as full:
+        done = run_command("list", stdout=full)
+    assert (done.returncode, done.stderr) == (1, "irqchip: cannot write: No space left on device\n")
+    closed = run_command("list", preexec_fn=lambda: os.close(1))
+    assert "Traceback" not in closed.stderr
+    assert closed.returncode == 1
+
+
+def test_plugins_add_subcommands(install: Install, use: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> None:
+    install("greeter", SUBCOMMAND)
+    use()
+    assert cli.main(["greet", "world"]) == 7
+    assert capsys.readouterr().out == "hello world\n"
+    assert cli.main(["greet", "nobody"]) == 2
+    assert capsys.readouterr().err == "irqchip: name: nobody is not a name; give one\n"
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--help"])
+    assert caught.value.code == 0
+    assert "greet someone" in capsys.readouterr().out
+
+
+def test_errors_name_subject_argument_and_remedy() -> None:
+    error = IrqChipError("is broken", subject="chip", argument="pin", remedy="mend it")
+    assert str(error) == "chip: pin: is broken; mend it"
+    assert str(IrqChipError("is broken")) == "is broken"
