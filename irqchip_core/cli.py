@@ -1,4 +1,4 @@
-"""The `irqchip` command: `list` and `probe` here, `select`, `new-backend` and `conformance` beside, others from plugins.
+"""The `irqchip` command: `list` and `probe` here, other subcommands beside and from plugins.
 
 A user's mistake is one message on standard error and status 2; never a traceback.
 """
