@@ -19,7 +19,6 @@ from irqchip_core import cli
 from irqchip_core.chip import IrqChip, IrqChipCap
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.selection import create_irqchip, create_vm
-from irqchip_core.testing import agent
 from irqchip_core.testing.conformance import Conformance, Nonconforming, NotApplicable
 from irqchip_core.testing.conformance.edge_events import ONCE
 from irqchip_core.testing.conformance.results import Results
@@ -77,16 +76,6 @@ def test_there_are_120_scenarios_and_each_states_its_rule() -> None:
     assert [name for _, name, rule in entries if not rule.endswith(".")] == []
     collected = {name.removeprefix("test_") for name in dir(Conformance) if name.startswith("test_")}
     assert collected == {name for _, name, _ in entries}
-
-
-@pytest.mark.binutils
-def test_the_guest_is_what_its_source_says(tmp_path: Path) -> None:
-    source = Path(agent.__file__).with_suffix(".S")
-    object_file, binary = tmp_path / "agent.o", tmp_path / "agent.bin"
-    subprocess.run(["as", "--64", "-mx86-used-note=no", "-o", object_file, source], check=True)
-    link = ["ld", "-m", "elf_x86_64", "-N", "-e", "0", "-Ttext", hex(agent.ENTRY), "--oformat", "binary"]
-    subprocess.run([*link, "-o", binary, object_file], check=True)
-    assert binary.read_bytes() == source.with_suffix(".bin").read_bytes()
 
 
 def test_the_plugin_imports_nothing_of_irqchip(tmp_path: Path) -> None:

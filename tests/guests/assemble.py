@@ -17,7 +17,7 @@ LOAD_ADDRESS = {"real": 0x7C00, "examples": 0x7C00, "multiboot": 0x100000, "stre
 
 def sources() -> list[Path]:
     """The source of each guest."""
-    return [DEMO, *sorted(GUESTS.glob("*/*.S")), *sorted(EXAMPLES.glob("*.S"))]
+    return [DEMO, *sorted(GUESTS.glob("*/*.S")), *sorted(EXAMPLES.glob("*.S")), *sorted(KIT.glob("*.S"))]
 
 
 def binary_of(source: Path) -> Path:
