@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any, cast
@@ -257,6 +258,25 @@ def test_interrupts_of_the_host_end_the_run(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(machine._ending, "wait", interrupt)
         with pytest.raises(KeyboardInterrupt):
             machine.run(TIMEOUT)
+
+
+def test_ctrl_c_while_threads_start_counts_once_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of `Thread.start` it would leave one that runs, and that `join` takes for one not started."""
+    with loaded(Machine(vcpu_count=2), "real/loop") as machine:
+        started = threading.Thread.start
+
+        def start(thread: threading.Thread) -> None:
+            signal.raise_signal(signal.SIGINT)
+            started(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", start)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                machine.run(TIMEOUT)
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 def test_local_interrupt_pins_are_connected() -> None:

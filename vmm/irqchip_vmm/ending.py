@@ -6,9 +6,12 @@ And what became of it.
 from __future__ import annotations
 
 import enum
+import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from attrs import field, frozen
 
@@ -118,3 +121,23 @@ class Ending:
                 return True
             if left < SIGNAL_SECONDS:
                 return False
+
+
+@contextmanager
+def ctrl_c_later() -> Iterator[None]:
+    """Let a Ctrl-C that comes meanwhile count at the end.
+
+    `KeyboardInterrupt` out of `Thread.start` leaves a thread that runs, and that cannot be joined yet.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            handler(*came[0])

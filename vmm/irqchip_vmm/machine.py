@@ -32,7 +32,7 @@ from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.cpuid import MAX_XAPIC_ID, vcpu_cpuid
 from irqchip_vmm.device_loop import DeviceLoop, Timer
 from irqchip_vmm.devices import debug_exit, generator, i8042, rtc, uart
-from irqchip_vmm.ending import End, Ending, Outcome, RunResult
+from irqchip_vmm.ending import End, Ending, Outcome, RunResult, ctrl_c_later
 from irqchip_vmm.interrupts import EdgeIrq, LevelIrq, MsiIrq
 from irqchip_vmm.loaders.image import Image
 from irqchip_vmm.memory import GuestMemory, check_size
@@ -285,7 +285,8 @@ class Machine:
         self._started = True
         start = time.monotonic()
         try:
-            self._start()
+            with ctrl_c_later():
+                self._start()
             if not self._ending.wait(timeout):
                 self._ending.finish(Outcome.TIMEOUT, detail=f"the guest still runs after {timeout:g} seconds")
         finally:
