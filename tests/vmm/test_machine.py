@@ -263,11 +263,23 @@ def test_interrupts_of_the_host_end_the_run(monkeypatch: pytest.MonkeyPatch) -> 
 def test_ctrl_c_while_threads_start_counts_once_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
     """Out of `Thread.start` it would leave one that runs, and that `join` takes for one not started."""
     with loaded(Machine(vcpu_count=2), "real/loop") as machine:
-        started = threading.Thread.start
+        original = threading.Thread.start
 
-        def start(thread: threading.Thread) -> None:
-            signal.raise_signal(signal.SIGINT)
-            started(thread)
+        def start(thread: Any) -> None:
+            begun, after = thread._started, threading.Event()  # `Thread.start` waits for the first
+            wait, set_ = begun.wait, begun.set
+
+            def wait_interrupted() -> None:
+                signal.raise_signal(signal.SIGINT)
+                after.set()
+                wait()
+
+            def set_late() -> None:
+                after.wait(5)
+                set_()
+
+            begun.wait, begun.set = wait_interrupted, set_late
+            original(thread)
 
         monkeypatch.setattr(threading.Thread, "start", start)
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
