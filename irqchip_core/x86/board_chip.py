@@ -140,6 +140,7 @@ class BoardChip(IrqChipX86_64):
     def _register(self, irq: int, event: IrqEdgeEvent | IrqLevelEvent, source: IrqEventSource) -> IrqEventIndex | None:
         self._check_open()
         self._check_gsi(irq)
+        check_type(source, IrqEventSource, subject=self.name, argument="source")
         index = self._connect_event(irq, event, source)
         self.observers.event_registered(self, irq, source, index)
         return index

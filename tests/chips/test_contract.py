@@ -70,6 +70,8 @@ def test_what_is_of_another_kind_is_refused(chip: IrqChipX86_64) -> None:
             ("event", "IrqEdgeEvent", lambda: anything.unregister_edge_irq_event(10, level)),
             ("event", "IrqLevelEvent", lambda: anything.unregister_level_irq_event(10, edge)),
             ("event", "IrqEdgeEvent", lambda: anything.register_edge_irq_event(10, edge.get_trigger(), SOURCE)),
+            ("source", "IrqEventSource", lambda: anything.register_edge_irq_event(10, edge, "COM1")),
+            ("source", "IrqEventSource", lambda: anything.register_level_irq_event(10, level, None)),
             ("route", "IrqRoute", lambda: anything.route_irq(None)),
             ("route", "IrqRoute", lambda: anything.set_irq_routes([None])),
             ("routes", "Iterable", lambda: anything.set_irq_routes(None)),
