@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -187,6 +188,43 @@ def test_edge_events_of_messages_are_the_kernels_and_all_others_the_chips(chip: 
         assert [token.index for token in tokens] == [0, 1, 2, 3]
         for token in tokens:
             token.close()
+
+
+@pytest.mark.parametrize(("first", "second"), [(30, 5), (5, 30)])
+def test_the_kernel_and_the_chip_cannot_both_listen_to_an_event(
+    chip: KvmSplitIrqChip, taker: Taker, first: int, second: int
+) -> None:
+    """Each signal is one for whoever reads it first."""
+    program_ioapic(chip, {5: ioapic_entry(0x45)})
+    chip.route_irq(IrqRoute.msi(30, LAPIC, 0x50))
+    vectors = {5: 0x45, 30: 0x50}
+    with IrqEdgeEvent() as event, event.try_clone() as clone:
+        chip.register_edge_irq_event(first, event, SOURCE)
+        with pytest.raises(EventInUse, match=f"listens to it already, on GSI {first}; unregister it first"):
+            chip.register_edge_irq_event(second, clone, SOURCE)
+        event.trigger()
+        assert taker.take_until_marker() == [vectors[first]]
+        chip.unregister_edge_irq_event(first, event)
+        chip.register_edge_irq_event(second, clone, SOURCE)
+        event.trigger()
+        assert taker.take_until_marker() == [vectors[second]]
+
+
+def test_an_event_that_cannot_be_taken_over_stays_with_the_kernel(
+    chip: KvmSplitIrqChip, taker: Taker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    chip.route_irq(IrqRoute.msi(30, LAPIC, 0x50))
+    with IrqEdgeEvent() as event:
+        chip.register_edge_irq_event(30, event, SOURCE)
+        with monkeypatch.context() as patch:
+            patch.setattr(chip._board.events, "append", refuse)
+            with pytest.raises(OSError, match="Too many open files"):
+                chip.set_irq_routes([*MARKER_ROUTES, IrqRoute(30, PinSource(IrqSourceChip.IOAPIC, 10))])
+        event.trigger()
+        assert taker.take_until_marker() == [0x50]
 
 
 def test_an_event_whose_gsi_gets_a_pin_is_served_by_the_chip_from_then_on(chip: KvmSplitIrqChip, taker: Taker) -> None:
