@@ -282,6 +282,8 @@ class KvmSplitIrqChip(BoardChip):
             )
         if data.untaken is not None:
             check_int(data.untaken, 0, 0xFF, subject=NAME, argument="chip_specific.untaken")
+        for bitmap in data.interrupt_bitmaps:
+            check_int(bitmap, 0, (1 << 256) - 1, subject=NAME, argument="chip_specific.interrupt_bitmaps")
         self._check_level_events(self._board.routes.replaced(data.routes))  # raises if they are none, too
 
     @override
@@ -289,11 +291,11 @@ class KvmSplitIrqChip(BoardChip):
         self.check_chip_specific(data, len(self._vcpus))
         vcpus = self._vcpus.all()
         self.set_irq_routes(data.routes)
+        self._pic_output.restore(data.untaken)
         for vcpu, bitmap in zip(vcpus, data.interrupt_bitmaps, strict=True):
             sregs = vcpu.get_sregs()
             sregs.interrupt_bitmap = bitmap
             vcpu.set_sregs(sregs)
-        self._pic_output.restore(data.untaken)
 
 
 def _has_pin(sources: tuple[PinSource | MsiSource, ...]) -> bool:
