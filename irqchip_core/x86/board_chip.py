@@ -243,6 +243,9 @@ class BoardChip(IrqChipX86_64):
     ) -> None:
         """Put the board, and `others`, on the buses, and let time count."""
         self._check_open()
+        check_type(allocator, SystemAllocator, subject=self.name, argument="allocator")
+        check_type(io_bus, Bus, subject=self.name, argument="io_bus")
+        check_type(mmio_bus, Bus, subject=self.name, argument="mmio_bus")
         self._board.put_on(allocator, io_bus, mmio_bus, others)
         self._alarm.start()
 

@@ -55,6 +55,7 @@ def test_what_is_no_number_is_refused(vm: Vm, chip: IrqChipX86_64, number: Any) 
             ("vcpu_id", lambda: chip.add_vcpu(number, vcpu)),
             ("vcpu_id", lambda: chip.get_mp_state(number)),
             ("vcpu_id", lambda: chip.get_lapic_state(number)),
+            ("vcpu_count", lambda: chip.snapshot(number)),
         ]
         for argument, call in calls:
             with pytest.raises(WrongType, match=f"{argument}: .* give it as int"):
