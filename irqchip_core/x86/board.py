@@ -276,8 +276,10 @@ class Board:
         """The guest writes a register of the IOAPIC."""
         with self.ioapic_lock:
             effects = self.ioapic.write(offset, size, value, self.clock.now())
-            self._entries_changed()
-            self._carry_out(effects)
+            try:
+                self._entries_changed()
+            finally:  # the IOAPIC has changed, and will not say so again
+                self._carry_out(effects)
 
     # Ends of interrupts
 

@@ -125,13 +125,14 @@ class IrqChipX86_64(IrqChip):  # noqa: N801
         for what, found, expected in (
             ("local APICs", len(snapshot.lapics), vcpu_count),
             ("MP states", len(snapshot.mp_states), mp_states),
+            ("pins", len(snapshot.ioapic.redirect_table), len(self.get_ioapic_state().redirect_table)),
         ):
             if found != expected:
                 raise InvalidArgument(
                     f"it has {found} {what}, not {expected}",
                     subject=self.name,
                     argument="snapshot",
-                    remedy="restore into a machine with as many vCPUs as the saved one",
+                    remedy="restore into a machine with as many as the saved one has",
                 )
         self.check_chip_specific(snapshot.chip_specific, vcpu_count)
         for vcpu_id in range(vcpu_count):

@@ -164,6 +164,27 @@ def test_what_kvm_refuses_changes_nothing(
     assert taker.take_until_marker() == [0x45]
 
 
+def test_an_entry_that_kvm_refuses_interrupts_and_is_told_again(
+    chip: KvmSplitIrqChip, vm: KvmVm, taker: Taker, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(routes: object) -> None:
+        raise HypervisorError("not enough memory", call="KVM_SET_GSI_ROUTING", errno=12)
+
+    entries = Entries(taker)
+    chip.service_irq(10, True)
+    with monkeypatch.context() as patch:
+        patch.setattr(vm, "set_gsi_routing", refuse)
+        entries.low(10, 0x4A | LEVEL)  # the guest hears nothing of it
+    assert taker.mmio_bus.errors == 1
+    chip.service_irq(10, False)
+    assert told.new() == []
+    entries.high(11, 0)  # any access
+    assert [set(table) & {10} for table in told.new()] == [{10}]
+    assert taker.take() == 0x4A
+    assert taker.take_until_marker() == []
+    assert not chip.get_ioapic_state().redirect_table[10] & 1 << 14
+
+
 def test_routes_of_many_threads_all_count(vm: KvmVm, chip: KvmSplitIrqChip) -> None:
     for vcpu_id in (0, 1):
         chip.add_vcpu(vcpu_id, vm.create_vcpu(vcpu_id))

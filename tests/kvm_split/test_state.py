@@ -244,6 +244,17 @@ def test_a_refused_restore_changes_nothing(
         assert (chip.get_pic_state(PicSelect.PRIMARY), chip.get_ioapic_state()) == before
 
 
+def test_a_snapshot_of_an_ioapic_of_another_size_is_refused_before_anything_changes(vm: KvmVm) -> None:
+    snapshot = snapshot_of(1)
+    with KvmSplitIrqChip(vm, 1, pins=48) as chip:
+        chip.add_vcpu(0, vm.create_vcpu(0))
+        before = chip.snapshot(1)
+        with pytest.raises(InvalidArgument, match="it has 24 pins, not 48; restore into a machine with as many"):
+            chip.restore(snapshot, 1)
+        after = chip.snapshot(1)
+        assert (after.chip_specific, after.pic_primary) == (before.chip_specific, before.pic_primary)
+
+
 def test_reset_values_are_those_of_a_pc(vm: KvmVm, chip: KvmSplitIrqChip) -> None:
     chip.add_vcpu(0, vm.create_vcpu(0))
     assert chip.get_pic_state(PicSelect.PRIMARY).elcr_mask == 0xF8
