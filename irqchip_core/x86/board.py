@@ -275,18 +275,21 @@ class Board:
     def write_ioapic(self, offset: int, size: int, value: int) -> None:
         """The guest writes a register of the IOAPIC."""
         with self.ioapic_lock:
-            effects = self.ioapic.write(offset, size, value, self.clock.now())
-            try:
-                self._entries_changed()
-            finally:  # the IOAPIC has changed, and will not say so again
-                self._carry_out(effects)
+            self._follow_ioapic(self.ioapic.write(offset, size, value, self.clock.now()))
+
+    def _follow_ioapic(self, effects: Effects) -> None:
+        """The guest has written a register, or ended an interrupt. With `ioapic_lock`."""
+        try:
+            self._entries_changed()
+        finally:  # the IOAPIC has changed, and will not say so again
+            self._carry_out(effects)
 
     # Ends of interrupts
 
     def broadcast_eoi(self, vector: int) -> None:
         """A local APIC ended `vector`."""
         with self.ioapic_lock:
-            self._carry_out(self.ioapic.end_of_interrupt(vector, self.clock.now()))
+            self._follow_ioapic(self.ioapic.end_of_interrupt(vector, self.clock.now()))
 
     def _carry_out(self, effects: Effects) -> None:
         """Do what the IOAPIC asks for. With `ioapic_lock`."""

@@ -113,6 +113,40 @@ def test_a_masked_entry_keeps_its_route_while_its_end_is_awaited(
     assert 10 not in table
 
 
+@pytest.mark.parametrize("lowered", [True, False])
+def test_an_entry_that_gets_another_destination_keeps_its_route_until_its_interrupt_has_ended(
+    told: Told, taker: Taker, chip: KvmSplitIrqChip, lowered: bool
+) -> None:
+    entries = Entries(taker)
+    entries.low(10, 0x4A | LEVEL)
+    chip.service_irq(10, True)  # in vCPU 0's local APIC now
+    told.new()
+    entries.high(10, 1 << 24)
+    entries.low(11, 0x4B | LEVEL)
+    (table,) = told.new()
+    assert table[10] == MsiSource(LAPIC, 0x4A | LEVEL | LEVEL_ASSERT)
+    if lowered:
+        chip.service_irq(10, False)
+    assert taker.take() == 0x4A
+    assert taker.take_until_marker() == []
+    assert not chip.get_ioapic_state().redirect_table[10] & 1 << 14
+    (table,) = told.new()
+    assert table[10] == MsiSource(LAPIC | 1 << 12, 0x4A | LEVEL | LEVEL_ASSERT)
+
+
+def test_restored_entries_are_told_as_they_are(told: Told, taker: Taker, chip: KvmSplitIrqChip) -> None:
+    entries = Entries(taker)
+    entries.low(10, 0x4A | LEVEL)
+    state = chip.get_ioapic_state()
+    state.redirect_table[10] = 1 << 56 | 0x4B | LEVEL | 1 << 14  # in service somewhere else
+    state.redirect_table[11] = 0x4C | LEVEL | 1 << 14 | MASKED
+    told.new()
+    chip.set_ioapic_state(state)
+    (table,) = told.new()
+    assert table[10] == MsiSource(LAPIC | 1 << 12, 0x4B | LEVEL | LEVEL_ASSERT)
+    assert table[11] == MsiSource(LAPIC, 0x4C | LEVEL | LEVEL_ASSERT)
+
+
 def test_kvm_knows_the_route_before_a_line_that_was_high_interrupts(taker: Taker, chip: KvmSplitIrqChip) -> None:
     chip.service_irq(10, True)
     Entries(taker).low(10, 0x4A | LEVEL)
@@ -171,6 +205,9 @@ def test_an_entry_that_kvm_refuses_interrupts_and_is_told_again(
         raise HypervisorError("not enough memory", call="KVM_SET_GSI_ROUTING", errno=12)
 
     entries = Entries(taker)
+    entries.low(10, 0x49 | LEVEL)
+    told.new()
+    entries.low(10, 0x49 | LEVEL | MASKED)
     chip.service_irq(10, True)
     with monkeypatch.context() as patch:
         patch.setattr(vm, "set_gsi_routing", refuse)
@@ -179,7 +216,7 @@ def test_an_entry_that_kvm_refuses_interrupts_and_is_told_again(
     chip.service_irq(10, False)
     assert told.new() == []
     entries.high(11, 0)  # any access
-    assert [set(table) & {10} for table in told.new()] == [{10}]
+    assert [table[10].data & 0xFF for table in told.new()] == [0x4A]
     assert taker.take() == 0x4A
     assert taker.take_until_marker() == []
     assert not chip.get_ioapic_state().redirect_table[10] & 1 << 14
