@@ -98,7 +98,7 @@ class IrqChip(ABC):
 
         Raises:
             InvalidArgument: `irq` is not an unsigned 32-bit number.
-            EventInUse: The kernel listens to this trigger already, on whichever GSI.
+            EventInUse: The kernel listens to this trigger already, on whichever GSI; or it would, beside the chip.
             Closed: The event or the chip is closed.
         """
 

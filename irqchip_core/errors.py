@@ -58,7 +58,7 @@ class UnknownVcpu(IrqChipError, LookupError):
 
 
 class EventInUse(IrqChipError):
-    """The trigger of this event is already connected to the kernel's chip."""
+    """The trigger of this event is connected already, where no second one can listen."""
 
     errno = _errno.EBUSY
 

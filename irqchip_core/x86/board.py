@@ -233,36 +233,48 @@ class Board:
                 self._deliver(message)
 
     def _assert(self, gsi: int, who: int, level: bool) -> None:
-        """Let `who` assert or release `gsi`, and drive its pins. With both locks."""
+        """Let `who` assert or release `gsi`, and drive its pins. With both locks.
+
+        A level event waits for a route; all else is lost without one.
+        """
         sources = self.routes[gsi]
-        if not sources:
-            return
+        if sources or who == _RESAMPLED:
+            self._note(gsi, who, level)
+            self._drive(sources, self._asserted.get(gsi, 0))
+
+    def _note(self, gsi: int, who: int, level: bool) -> None:
         before = self._asserted.get(gsi, 0)
-        after = before | who if level else before & ~_RELEASES[who]
-        if after:
+        if after := before | who if level else before & ~_RELEASES[who]:
             self._asserted[gsi] = after
-        else:
-            self._asserted.pop(gsi, None)
-        self._drive(sources, after)
+        elif before:
+            del self._asserted[gsi]
 
     def _drive(self, sources: Iterable[object], who: int) -> None:
-        """Put pins high if anybody asserts them. With both locks."""
-        high = who != 0
+        """Put pins high if `who` or anybody else asserts them. With both locks."""
         for source in sources:
             if not isinstance(source, PinSource):
                 continue
+            everybody = who | self._asserters(source)
             if source.chip is IrqSourceChip.IOAPIC:
-                message = self.ioapic.set_line(source.pin, high).message
+                message = self.ioapic.set_line(source.pin, everybody != 0).message
                 if message is not None and not self._deliver(message):
                     self.ioapic.refused(message)
             else:
                 line = _PIC_LINES[source.chip] + source.pin
-                if who == _RESAMPLED:
+                if everybody == _RESAMPLED:
                     self.pic.event_lines |= 1 << line
                 else:
                     self.pic.event_lines &= ~(1 << line)
-                self.pic.set_line(line, high)
+                self.pic.set_line(line, everybody != 0)
                 self.update_interrupt_line()
+
+    def _asserters(self, source: PinSource) -> int:
+        """Who asserts this pin, by any GSI. Those that were only restored do not: nobody might ever release them."""
+        found = 0
+        for gsi, who in self._asserted.items():
+            if source in self.routes[gsi]:
+                found |= who & ~_RESTORED
+        return found
 
     def update_interrupt_line(self) -> None:
         """Tell the chip if the PICs' INT output has changed. With `lock`, after anything was done to the PICs."""
@@ -273,8 +285,13 @@ class Board:
     def write_ioapic(self, offset: int, size: int, value: int) -> None:
         """The guest writes a register of the IOAPIC."""
         with self.ioapic_lock:
-            effects = self.ioapic.write(offset, size, value, self.clock.now())
+            self._follow_ioapic(self.ioapic.write(offset, size, value, self.clock.now()))
+
+    def _follow_ioapic(self, effects: Effects) -> None:
+        """The guest has written a register, or ended an interrupt. With `ioapic_lock`."""
+        try:
             self._entries_changed()
+        finally:  # the IOAPIC has changed, and will not say so again
             self._carry_out(effects)
 
     # Ends of interrupts
@@ -282,7 +299,7 @@ class Board:
     def broadcast_eoi(self, vector: int) -> None:
         """A local APIC ended `vector`."""
         with self.ioapic_lock:
-            self._carry_out(self.ioapic.end_of_interrupt(vector, self.clock.now()))
+            self._follow_ioapic(self.ioapic.end_of_interrupt(vector, self.clock.now()))
 
     def _carry_out(self, effects: Effects) -> None:
         """Do what the IOAPIC asks for. With `ioapic_lock`."""
@@ -312,21 +329,28 @@ class Board:
 
     def _resample_source(self, source: PinSource) -> None:
         """The interrupt of a pin has ended: lower the lines that level events assert, and ask their devices."""
-        gsis = {slot.gsi for slot in self.events.slots() if slot.resample is not None}
+        slots = [slot for slot in self.events.slots() if slot.resample is not None and source in self.routes[slot.gsi]]
+        gsis = {slot.gsi for slot in slots}
+        for gsi in gsis:  # all, before any pin is driven: they may share it
+            self._note(gsi, _RESAMPLED, False)
         for gsi in gsis:
-            if source in self.routes[gsi]:
-                self._assert(gsi, _RESAMPLED, False)
-                for slot in self.events.slots():
-                    if slot.gsi == gsi and slot.resample is not None:
-                        slot.resample.signal()
+            self._drive(self.routes[gsi], gsi in self._asserted)
+        self._ask(slots)
+
+    def _ask(self, slots: Iterable[EventSlot]) -> None:
+        """Let the devices of level events look whether they still want service."""
+        for slot in slots:
+            if slot.resample is not None:
+                slot.resample.signal()
 
     # Routes
 
     def change_routes(self, change: Callable[[RoutingTable], RoutingTable]) -> RoutingTable:
         """Replace all routes by what `change` makes of them, and return that.
 
-        A line that is high lets go of its old pins and asserts the new ones. What `change` or `commit_routes` raises
-        leaves everything as it was.
+        A line that is high lets go of the pins it loses and asserts those it gets. A level event whose line loses a
+        pin might never hear of the end of its interrupt: the line is lowered, and its device asked at once. What
+        `change` or `commit_routes` raises leaves everything as it was.
         """
         with self.routes_lock:
             routes = change(self.routes)
@@ -338,15 +362,18 @@ class Board:
         return routes
 
     def _exchange_routes(self, routes: RoutingTable) -> None:
-        moved = [gsi for gsi in self._asserted if self.routes[gsi] != routes[gsi]]
+        old, self.routes = self.routes, routes
+        moved = [gsi for gsi in self._asserted if old[gsi] != routes[gsi]]
+        lost = {gsi: [source for source in old[gsi] if source not in routes[gsi]] for gsi in moved}
+        asked = {gsi for gsi in moved if lost[gsi] and self._asserted[gsi] & _RESAMPLED}
+        for gsi in asked:
+            self._note(gsi, _RESAMPLED, False)
         for gsi in moved:
-            self._drive(self.routes[gsi], 0)
-        self.routes = routes
-        for gsi in moved:
-            if routes[gsi]:
-                self._drive(routes[gsi], self._asserted[gsi])
-            else:
-                del self._asserted[gsi]
+            self._drive(lost[gsi], 0)
+            self._drive(routes[gsi], self._asserted.get(gsi, 0))
+            if not routes[gsi]:
+                self._note(gsi, _DIRECT, False)
+        self._ask(slot for slot in self.events.slots() if slot.gsi in asked)
 
     # Time
 

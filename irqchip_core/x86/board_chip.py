@@ -140,6 +140,7 @@ class BoardChip(IrqChipX86_64):
     def _register(self, irq: int, event: IrqEdgeEvent | IrqLevelEvent, source: IrqEventSource) -> IrqEventIndex | None:
         self._check_open()
         self._check_gsi(irq)
+        check_type(source, IrqEventSource, subject=self.name, argument="source")
         index = self._connect_event(irq, event, source)
         self.observers.event_registered(self, irq, source, index)
         return index
@@ -242,6 +243,9 @@ class BoardChip(IrqChipX86_64):
     ) -> None:
         """Put the board, and `others`, on the buses, and let time count."""
         self._check_open()
+        check_type(allocator, SystemAllocator, subject=self.name, argument="allocator")
+        check_type(io_bus, Bus, subject=self.name, argument="io_bus")
+        check_type(mmio_bus, Bus, subject=self.name, argument="mmio_bus")
         self._board.put_on(allocator, io_bus, mmio_bus, others)
         self._alarm.start()
 

@@ -96,6 +96,7 @@ class IrqChipX86_64(IrqChip):  # noqa: N801
 
     def snapshot(self, vcpu_count: int) -> ChipSnapshot:
         """All state, while vCPUs and devices are stopped. Any error of a getter is raised."""
+        check_type(vcpu_count, int, subject=self.name, argument="vcpu_count")
         return ChipSnapshot(
             ioapic=self.get_ioapic_state(),
             lapics=[self.get_lapic_state(vcpu_id) for vcpu_id in range(vcpu_count)],
@@ -119,17 +120,19 @@ class IrqChipX86_64(IrqChip):  # noqa: N801
             UnknownVcpu: A vCPU was not added.
         """
         check_type(snapshot, ChipSnapshot, subject=self.name, argument="snapshot")
+        check_type(vcpu_count, int, subject=self.name, argument="vcpu_count")
         mp_states = vcpu_count if self.check_capability(IrqChipCap.MP_STATE_GET_SET) else 0
         for what, found, expected in (
             ("local APICs", len(snapshot.lapics), vcpu_count),
             ("MP states", len(snapshot.mp_states), mp_states),
+            ("pins", len(snapshot.ioapic.redirect_table), len(self.get_ioapic_state().redirect_table)),
         ):
             if found != expected:
                 raise InvalidArgument(
                     f"it has {found} {what}, not {expected}",
                     subject=self.name,
                     argument="snapshot",
-                    remedy="restore into a machine with as many vCPUs as the saved one",
+                    remedy="restore into a machine with as many as the saved one has",
                 )
         self.check_chip_specific(snapshot.chip_specific, vcpu_count)
         for vcpu_id in range(vcpu_count):

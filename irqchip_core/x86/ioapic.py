@@ -93,6 +93,7 @@ class Ioapic:
         resample_pins: Bit n: the owner holds line n asserted until its interrupt ends. The EOI lowers
             such a line and yields `Resample`.
         ignored: Accesses that mean nothing to the hardware.
+        sent: The entry of each pin by which it sent the level-triggered interrupt that waits for its end (remote IRR).
         delivered, coalesced: Interrupts of each pin.
 
     Raises:
@@ -101,7 +102,7 @@ class Ioapic:
 
     __slots__ = (
         "_by_vector", "_eois", "_id", "_lines", "_results", "_select", "_select_mask", "_storming", "coalesced",
-        "delivered", "electrical", "entries", "ignored", "pins", "resample_pins", "version", "wake_at",
+        "delivered", "electrical", "entries", "ignored", "pins", "resample_pins", "sent", "version", "wake_at",
     )  # fmt: skip
 
     def __init__(self, pins: int = IOAPIC_PINS, version: int = VERSION_ICH, *, electrical: bool = False) -> None:
@@ -129,6 +130,7 @@ class Ioapic:
         self._id = 0
         self._lines = 0  # bit n: level of line n, as set_line had it
         self.entries = [ENTRY_RESET] * self.pins
+        self.sent = list(self.entries)
         self._by_vector = [0] * 256  # bit n: the entry of pin n has this vector
         self._by_vector[0] = (1 << self.pins) - 1
         # A message of its own for each pin: `refused` tells them apart.
@@ -256,7 +258,7 @@ class Ioapic:
             if entry & REMOTE_IRR or self._storming & bit:
                 self.coalesced[pin] += 1
                 return _LINE_COALESCED
-            self.entries[pin] = entry | REMOTE_IRR
+            self.sent[pin] = self.entries[pin] = entry | REMOTE_IRR
         elif not changed or entry & MASKED:
             return _LINE_IGNORED
         self.delivered[pin] += 1
@@ -264,7 +266,7 @@ class Ioapic:
 
     def _fire(self, pin: int) -> Message:
         if _is_level(self.entries[pin]):
-            self.entries[pin] |= REMOTE_IRR
+            self.sent[pin] = self.entries[pin] = self.entries[pin] | REMOTE_IRR
         self._storming &= ~(1 << pin)
         self.delivered[pin] += 1
         message = self._results[pin].message
@@ -387,6 +389,7 @@ class Ioapic:
             self._store_entry(pin, entry)
             if _is_level(entry) and not entry & (MASKED | REMOTE_IRR) and self._asserted(pin):
                 self._storming |= 1 << pin
+        self.sent = [entry & ~MASKED for entry in self.entries]
         if self._storming and self.wake_at is None:
             self.wake_at = now
 

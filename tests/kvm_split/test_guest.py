@@ -29,7 +29,7 @@ SOURCE = IrqEventSource(PlatformDeviceId.SERIAL, 0, "COM1")
 
 
 def interrupts(chip: str, vcpu_count: int) -> list[dict[str, Any]]:
-    """What the demonstration guest took, by source."""
+    """What the demonstration guest took, by source; without the periodic timer, which may tick until it is stopped."""
     with Machine(hypervisor="kvm", chip=chip, vcpu_count=vcpu_count) as machine:
         machine.load(demonstration_guest(memory_size=machine.memory.size, vcpu_count=vcpu_count))
         result = machine.run(50)
@@ -37,7 +37,7 @@ def interrupts(chip: str, vcpu_count: int) -> list[dict[str, Any]]:
     assert demonstration_problems(result, vcpu_count, deadline) == []
     if chip == "kvm_split":
         assert result.exits.get("IoapicEoiExit", 0) >= 30 * vcpu_count  # each level interrupt's end
-    return [asdict(line) for line in totals(result, vcpu_count)]
+    return [asdict(line) for line in totals(result, vcpu_count) if line.source != "timer-periodic"]
 
 
 @pytest.mark.parametrize("vcpu_count", [1, 2, 8])

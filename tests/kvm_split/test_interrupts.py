@@ -21,8 +21,8 @@ from tests.chips.taker import HIGH_MARKER, PATIENCE, Eoi, Taker, ioapic_entry, p
 pytestmark = pytest.mark.kvm
 
 SOURCE = IrqEventSource(PlatformDeviceId.SERIAL, 0, "COM1")
-LAPIC, IOAPIC_EOIR = 0xFEE00000, 0xFEC00040
-REMOTE_IRR = 1 << 14
+LAPIC, IOAPIC, IOAPIC_EOIR = 0xFEE00000, 0xFEC00000, 0xFEC00040
+REMOTE_IRR, LEVEL, MASKED = 1 << 14, 1 << 15, 1 << 16
 LINT0, SPIV, IRR = 0x35, 0xF, 0x20
 """Registers of LapicState (Intel SDM vol. 3, table 12-1)."""
 EXTINT, LVT_MASKED, SUPPRESS_EOI_BROADCASTS = 7 << 8, 1 << 16, 1 << 12
@@ -109,6 +109,55 @@ def test_a_guest_that_suppresses_the_broadcast_ends_interrupts_at_the_ioapic(
 def test_a_level_interrupt_that_no_local_apic_takes_waits_for_no_end(chip: KvmSplitIrqChip, taker: Taker) -> None:
     program_ioapic(chip, {10: 7 << 56 | ioapic_entry(0x4A, level=True)})
     chip.service_irq(10, True)
+    assert not chip.get_ioapic_state().redirect_table[10] & REMOTE_IRR
+
+
+# From the IOAPIC to the local APIC
+
+
+def test_an_interrupt_of_the_ioapic_is_in_the_local_apic_when_the_call_returns(
+    chip: KvmSplitIrqChip, taker: Taker
+) -> None:
+    taker.close()  # no irq loop: nothing to serve is in between
+    program_ioapic(chip, {5: ioapic_entry(0x45)})
+    chip.service_irq(5, True)
+    assert irr(chip, 0) >> 0x45 & 1
+
+
+def test_a_tick_of_the_rtc_is_sent_although_the_last_one_has_not_ended(chip: KvmSplitIrqChip, taker: Taker) -> None:
+    """KVM does not tell of the end of an edge, so there is nothing to hold ticks back for."""
+    program_ioapic(chip, {8: ioapic_entry(0x48)})
+    for _ in range(3):
+        chip.service_irq(8, True)
+        chip.service_irq(8, False)
+        assert irr(chip, 0) >> 0x48 & 1
+        assert taker.take(Eoi.LAPIC) == 0x48  # the EOI comes when it runs again
+
+
+def test_an_interrupt_whose_entry_gets_another_destination_in_service_ends(chip: KvmSplitIrqChip, taker: Taker) -> None:
+    program_ioapic(chip, {10: ioapic_entry(0x4A, level=True)})
+    with IrqLevelEvent() as event:
+        chip.register_level_irq_event(10, event, SOURCE)
+        event.trigger()
+        assert taker.take() == 0x4A  # the EOI comes when it runs again
+        for register, value in ((0, 0x11 + 2 * 10), (0x10, 1 << 24)):
+            taker.mmio_bus.write(IOAPIC + register, 4, value)
+        assert taker.take_until_marker() == []
+        assert event.clear_resample(5)
+        assert not chip.get_ioapic_state().redirect_table[10] & REMOTE_IRR
+
+
+def test_a_line_that_is_high_interrupts_and_ends_by_what_its_entry_was_reprogrammed_to(
+    chip: KvmSplitIrqChip, taker: Taker
+) -> None:
+    for entry in (0x49 | LEVEL, 0x49 | LEVEL | MASKED):
+        for register, value in ((0, 0x10 + 2 * 10), (0x10, entry)):
+            taker.mmio_bus.write(IOAPIC + register, 4, value)
+    chip.service_irq(10, True)
+    taker.mmio_bus.write(IOAPIC + 0x10, 4, 0x4A | LEVEL)
+    chip.service_irq(10, False)
+    assert taker.take() == 0x4A
+    assert taker.take_until_marker() == []
     assert not chip.get_ioapic_state().redirect_table[10] & REMOTE_IRR
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -112,6 +113,40 @@ def test_a_masked_entry_keeps_its_route_while_its_end_is_awaited(
     assert 10 not in table
 
 
+@pytest.mark.parametrize("lowered", [True, False])
+def test_an_entry_that_gets_another_destination_keeps_its_route_until_its_interrupt_has_ended(
+    told: Told, taker: Taker, chip: KvmSplitIrqChip, lowered: bool
+) -> None:
+    entries = Entries(taker)
+    entries.low(10, 0x4A | LEVEL)
+    chip.service_irq(10, True)  # in vCPU 0's local APIC now
+    told.new()
+    entries.high(10, 1 << 24)
+    entries.low(11, 0x4B | LEVEL)
+    (table,) = told.new()
+    assert table[10] == MsiSource(LAPIC, 0x4A | LEVEL | LEVEL_ASSERT)
+    if lowered:
+        chip.service_irq(10, False)
+    assert taker.take() == 0x4A
+    assert taker.take_until_marker() == []
+    assert not chip.get_ioapic_state().redirect_table[10] & 1 << 14
+    (table,) = told.new()
+    assert table[10] == MsiSource(LAPIC | 1 << 12, 0x4A | LEVEL | LEVEL_ASSERT)
+
+
+def test_restored_entries_are_told_as_they_are(told: Told, taker: Taker, chip: KvmSplitIrqChip) -> None:
+    entries = Entries(taker)
+    entries.low(10, 0x4A | LEVEL)
+    state = chip.get_ioapic_state()
+    state.redirect_table[10] = 1 << 56 | 0x4B | LEVEL | 1 << 14  # in service somewhere else
+    state.redirect_table[11] = 0x4C | LEVEL | 1 << 14 | MASKED
+    told.new()
+    chip.set_ioapic_state(state)
+    (table,) = told.new()
+    assert table[10] == MsiSource(LAPIC | 1 << 12, 0x4B | LEVEL | LEVEL_ASSERT)
+    assert table[11] == MsiSource(LAPIC, 0x4C | LEVEL | LEVEL_ASSERT)
+
+
 def test_kvm_knows_the_route_before_a_line_that_was_high_interrupts(taker: Taker, chip: KvmSplitIrqChip) -> None:
     chip.service_irq(10, True)
     Entries(taker).low(10, 0x4A | LEVEL)
@@ -163,6 +198,30 @@ def test_what_kvm_refuses_changes_nothing(
     assert taker.take_until_marker() == [0x45]
 
 
+def test_an_entry_that_kvm_refuses_interrupts_and_is_told_again(
+    chip: KvmSplitIrqChip, vm: KvmVm, taker: Taker, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(routes: object) -> None:
+        raise HypervisorError("not enough memory", call="KVM_SET_GSI_ROUTING", errno=12)
+
+    entries = Entries(taker)
+    entries.low(10, 0x49 | LEVEL)
+    told.new()
+    entries.low(10, 0x49 | LEVEL | MASKED)
+    chip.service_irq(10, True)
+    with monkeypatch.context() as patch:
+        patch.setattr(vm, "set_gsi_routing", refuse)
+        entries.low(10, 0x4A | LEVEL)  # the guest hears nothing of it
+    assert taker.mmio_bus.errors == 1
+    chip.service_irq(10, False)
+    assert told.new() == []
+    entries.high(11, 0)  # any access
+    assert [table[10].data & 0xFF for table in told.new()] == [0x4A]
+    assert taker.take() == 0x4A
+    assert taker.take_until_marker() == []
+    assert not chip.get_ioapic_state().redirect_table[10] & 1 << 14
+
+
 def test_routes_of_many_threads_all_count(vm: KvmVm, chip: KvmSplitIrqChip) -> None:
     for vcpu_id in (0, 1):
         chip.add_vcpu(vcpu_id, vm.create_vcpu(vcpu_id))
@@ -187,6 +246,43 @@ def test_edge_events_of_messages_are_the_kernels_and_all_others_the_chips(chip: 
         assert [token.index for token in tokens] == [0, 1, 2, 3]
         for token in tokens:
             token.close()
+
+
+@pytest.mark.parametrize(("first", "second"), [(30, 5), (5, 30)])
+def test_the_kernel_and_the_chip_cannot_both_listen_to_an_event(
+    chip: KvmSplitIrqChip, taker: Taker, first: int, second: int
+) -> None:
+    """Each signal is one for whoever reads it first."""
+    program_ioapic(chip, {5: ioapic_entry(0x45)})
+    chip.route_irq(IrqRoute.msi(30, LAPIC, 0x50))
+    vectors = {5: 0x45, 30: 0x50}
+    with IrqEdgeEvent() as event, event.try_clone() as clone:
+        chip.register_edge_irq_event(first, event, SOURCE)
+        with pytest.raises(EventInUse, match=f"listens to it already, on GSI {first}; unregister it first"):
+            chip.register_edge_irq_event(second, clone, SOURCE)
+        event.trigger()
+        assert taker.take_until_marker() == [vectors[first]]
+        chip.unregister_edge_irq_event(first, event)
+        chip.register_edge_irq_event(second, clone, SOURCE)
+        event.trigger()
+        assert taker.take_until_marker() == [vectors[second]]
+
+
+def test_an_event_that_cannot_be_taken_over_stays_with_the_kernel(
+    chip: KvmSplitIrqChip, taker: Taker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    chip.route_irq(IrqRoute.msi(30, LAPIC, 0x50))
+    with IrqEdgeEvent() as event:
+        chip.register_edge_irq_event(30, event, SOURCE)
+        with monkeypatch.context() as patch:
+            patch.setattr(chip._board.events, "append", refuse)
+            with pytest.raises(OSError, match="Too many open files"):
+                chip.set_irq_routes([*MARKER_ROUTES, IrqRoute(30, PinSource(IrqSourceChip.IOAPIC, 10))])
+        event.trigger()
+        assert taker.take_until_marker() == [0x50]
 
 
 def test_an_event_whose_gsi_gets_a_pin_is_served_by_the_chip_from_then_on(chip: KvmSplitIrqChip, taker: Taker) -> None:

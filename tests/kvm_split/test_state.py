@@ -18,7 +18,7 @@ from irqchip_core.selection import create_irqchip, create_vm
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.cpuid import vcpu_cpuid
 from irqchip_core.x86.state import ChipSnapshot, LapicState, PicSelect, PicState
-from irqchip_kvm import KvmVm
+from irqchip_kvm import KvmVcpu, KvmVm
 from irqchip_kvm_split.chip import KvmSplitIrqChip, SplitChipState
 from tests.chips.taker import Eoi, Taker, ioapic_entry, program_ioapic, program_pics
 
@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_leaks")]
 SOURCE = IrqEventSource(PlatformDeviceId.SERIAL, 0, "COM1")
 LAPIC = 0xFEE00000
 REMOTE_IRR = 1 << 14
+NMI_VECTOR = 2
 CHIPS = ["kvm_kernel", "kvm_split", "userspace"]
 
 
@@ -111,6 +112,41 @@ def test_a_vector_of_the_pics_that_kvm_has_but_not_the_guest_moves_along(entered
         assert taker.take(Eoi.PRIMARY) == 0x35  # a snapshot changes nothing
 
 
+def test_a_vector_of_the_pics_that_comes_after_an_nmi_is_in_the_snapshot() -> None:
+    with machine("kvm_split") as taker:
+        program_pics(taker.chip, primary_mask=0xFF & ~(1 << 5))
+        program_ioapic(taker.chip, {})
+        taker.start()
+        assert taker.try_take(Eoi.NONE, 0.05) is None
+        vcpu = taker.vcpu
+        assert isinstance(vcpu, KvmVcpu)
+        taker.chip.service_irq(5, True)
+        taker.chip.service_irq(5, False)
+        taker.chip.inject_interrupts(vcpu)
+        assert vcpu.queued_interrupt() == 0x35
+        vcpu.inject_nmi()
+        assert taker.take(Eoi.NONE) == NMI_VECTOR
+        assert stop(taker).chip_specific.untaken == 0x35
+        assert taker.take(Eoi.PRIMARY) == 0x35
+        assert stop(taker).chip_specific.untaken is None
+
+
+def test_a_chip_that_goes_back_to_its_own_snapshot_gives_a_vector_once() -> None:
+    with machine("kvm_split") as taker:
+        program_pics(taker.chip, primary_mask=0xFF & ~(1 << 5))
+        program_ioapic(taker.chip, {})
+        taker.start()
+        assert taker.try_take(Eoi.NONE, 0.05) is None
+        taker.chip.service_irq(5, True)
+        taker.chip.service_irq(5, False)
+        taker.chip.inject_interrupts(taker.vcpu)
+        snapshot = stop(taker)
+        assert snapshot.chip_specific.untaken == 0x35
+        taker.chip.restore(snapshot, 1)
+        assert taker.take(Eoi.PRIMARY) == 0x35
+        assert taker.take_until_marker() == []
+
+
 @pytest.mark.parametrize("source", CHIPS)
 @pytest.mark.parametrize("target", CHIPS)
 def test_a_guest_moves_from_chip_to_chip(source: str, target: str) -> None:
@@ -179,6 +215,8 @@ def snapshot_of(vcpu_count: int) -> ChipSnapshot:
         (1, {}, UnknownVcpu, "there is no vCPU 1; give it to add_vcpu first"),
         (2, None, InvalidArgument, "not the state of a kvm_split chip of 2 vCPUs"),
         (2, {"interrupt_bitmaps": (0,)}, InvalidArgument, "not the state of a kvm_split chip of 2 vCPUs"),
+        (2, {"interrupt_bitmaps": (0, 1 << 256)}, InvalidArgument, "interrupt_bitmaps: .* is not from 0 to"),
+        (2, {"interrupt_bitmaps": (0, None)}, WrongType, "interrupt_bitmaps: None is of type NoneType"),
         (2, {"untaken": 256}, InvalidArgument, "untaken: 256 is not from 0 to 255"),
         (2, {"untaken": "5"}, WrongType, "untaken: '5' is of type str"),
         (2, {"routes": (IrqRoute.msi(4096, 0, 0),)}, InvalidRoute, "GSI out of range"),
@@ -204,6 +242,17 @@ def test_a_refused_restore_changes_nothing(
         with pytest.raises(refusal, match=says):
             chip.restore(snapshot, 2)
         assert (chip.get_pic_state(PicSelect.PRIMARY), chip.get_ioapic_state()) == before
+
+
+def test_a_snapshot_of_an_ioapic_of_another_size_is_refused_before_anything_changes(vm: KvmVm) -> None:
+    snapshot = snapshot_of(1)
+    with KvmSplitIrqChip(vm, 1, pins=48) as chip:
+        chip.add_vcpu(0, vm.create_vcpu(0))
+        before = chip.snapshot(1)
+        with pytest.raises(InvalidArgument, match="it has 24 pins, not 48; restore into a machine with as many"):
+            chip.restore(snapshot, 1)
+        after = chip.snapshot(1)
+        assert (after.chip_specific, after.pic_primary) == (before.chip_specific, before.pic_primary)
 
 
 def test_reset_values_are_those_of_a_pc(vm: KvmVm, chip: KvmSplitIrqChip) -> None:

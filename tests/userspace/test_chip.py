@@ -124,6 +124,20 @@ def test_a_taken_range_leaves_the_buses_as_they_were() -> None:
         chip.finalize_devices(allocator, io, mmio)
 
 
+def test_what_is_no_bus_or_allocator_is_refused(no_leaks: None) -> None:
+    anything: Any = None
+    with UserspaceIrqChip(FakeVm(), 1) as chip:
+        places: list[tuple[str, tuple[Any, ...]]] = [
+            ("allocator", (anything, Bus("I/O"), Bus("MMIO"))),
+            ("io_bus", (SystemAllocator(), anything, Bus("MMIO"))),
+            ("mmio_bus", (SystemAllocator(), Bus("I/O"), anything)),
+        ]
+        for argument, arguments in places:
+            with pytest.raises(WrongType, match=f"userspace: {argument}: None is of type NoneType"):
+                chip.finalize_devices(*arguments)
+        chip.finalize_devices(SystemAllocator(), Bus("I/O"), Bus("MMIO"))
+
+
 @pytest.mark.parametrize("vcpu_count", [0, -1, 256])
 def test_bad_counts_of_vcpus(vcpu_count: int) -> None:
     with pytest.raises(InvalidArgument, match="vcpu_count"):

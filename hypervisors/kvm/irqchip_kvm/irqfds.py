@@ -56,22 +56,10 @@ class Irqfds:
         found.trigger.close()
         return True
 
-    def take_out(self, gsi: int) -> Irqfd | None:
-        """Disconnect one event of `gsi` and hand it over; None if there is none.
-
-        Nobody listens to it now: its signals wait in the trigger, which is the caller's to close.
-        """
+    def connections(self) -> list[Irqfd]:
+        """All that are connected now. Their triggers are closed when they are disconnected."""
         with self._lock:
-            found = next((one for one in self._irqfds if one.gsi == gsi), None)
-            if found is not None:
-                self._release(found)
-                self._irqfds.remove(found)
-        return found
-
-    def gsis(self) -> set[int]:
-        """The GSIs that have events."""
-        with self._lock:
-            return {irqfd.gsi for irqfd in self._irqfds}
+            return list(self._irqfds)
 
     def close(self) -> None:
         """Disconnect all."""

@@ -283,17 +283,23 @@ class KvmVcpu:
 
         Until then the kernel keeps it (pending_userspace_extint) where no request can read it, so a snapshot has to ask
         here. `get_sregs` shows it afterwards, while it is being delivered.
+
+        NMIs and SMIs come before it, and in their handlers nobody can tell what came first. Then it is taken for
+        queued still: an interrupt too many does less harm than one that never comes.
         """
-        run = self._run
-        ready, if_flag = run[abi.RUN_READY_FOR_INTERRUPT_INJECTION], run[abi.RUN_IF_FLAG]
-        if self._queued is not None and ready != _NOT_RUN_SINCE and (ready or not if_flag or self._is_held_up()):
-            self._queued = None  # the guest has executed since: it was ready then, so the vector came first
+        ready = self._run[abi.RUN_READY_FOR_INTERRUPT_INJECTION]
+        if self._queued is not None and ready != _NOT_RUN_SINCE and (ready or self._has_begun_to_take()):
+            self._queued = None
         return self._queued
 
-    def _is_held_up(self) -> bool:
-        """Whether something else than a queued vector keeps a guest with IF set from being ready for an interrupt."""
+    def _has_begun_to_take(self) -> bool:
+        """Whether the guest, which was ready for the queued vector and is not ready now, has executed since."""
         events = self.get_vcpu_events()
-        if events.interrupt_shadow or events.interrupt_injected or events.nmi_injected:
+        if events.interrupt_injected:
+            return True
+        if events.nmi_injected or events.nmi_masked or events.smi_smm:
+            return False
+        if events.interrupt_shadow or not self._run[abi.RUN_IF_FLAG]:
             return True
         if events.exception_injected or events.exception_pending:
             return True

@@ -108,6 +108,8 @@ class Arguments(Scenarios):
                     5, edge.get_trigger(), SOURCE
                 ),
                 "an object unregistered as edge event": lambda: chip.unregister_edge_irq_event(5, object()),
+                "an edge event of no source": lambda: chip.register_edge_irq_event(5, edge, "COM1"),
+                "a level event of no source": lambda: chip.register_level_irq_event(5, level, None),
                 "route_irq of what is no route": lambda: chip.route_irq((5, 0x45)),
                 "set_irq_routes of what are no routes": lambda: chip.set_irq_routes([None]),
                 "set_irq_routes of what is no list": lambda: chip.set_irq_routes(None),

@@ -134,6 +134,7 @@ class KvmKernelIrqChip(IrqChipX86_64):
     def _register(self, irq: int, event: IrqEdgeEvent | IrqLevelEvent, source: IrqEventSource) -> None:
         shared = self._shared
         self._check_gsi(irq)
+        check_type(source, IrqEventSource, subject=NAME, argument="source")
         shared.irqfds.connect(irq, event, source)
         self.observers.event_registered(self, irq, source, None)
 

@@ -9,7 +9,7 @@ Left out, as KVM's local APICs do not have it: ExtINT as a message, and LINT0 in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from attrs import frozen
@@ -18,7 +18,8 @@ from typing_extensions import override
 from irqchip_core.arguments import check_int, check_type
 from irqchip_core.chip import MPState, VcpuRunState
 from irqchip_core.clock import Clock
-from irqchip_core.errors import InvalidArgument, InvalidRoute, WrongType
+from irqchip_core.errors import EventInUse, InvalidArgument, InvalidRoute, WrongType
+from irqchip_core.event_table import EventSlot
 from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
 from irqchip_core.hookspecs import Probe
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute, MsiSource, PinSource, RoutingTable
@@ -29,6 +30,7 @@ from irqchip_core.x86.msi import Message, encode_msi
 from irqchip_core.x86.state import LapicState
 from irqchip_kvm import Irqfds, KvmVm, VcpuSlots
 from irqchip_kvm.abi import Cap
+from irqchip_kvm.irqfds import Irqfd
 from irqchip_kvm.vcpu_slots import lapic_capabilities
 from irqchip_kvm_split.kernel_routes import KernelRoutes
 from irqchip_kvm_split.pic_output import PicOutput
@@ -178,6 +180,7 @@ class KvmSplitIrqChip(BoardChip):
         with self._board.routes_lock:
             sources = self._board.routes[gsi]
             level = isinstance(event, IrqLevelEvent)
+            trigger = event.get_trigger()
             if level and _has_message(sources):
                 raise InvalidArgument(
                     f"GSI {gsi} carries a message, whose end nobody tells",
@@ -185,10 +188,23 @@ class KvmSplitIrqChip(BoardChip):
                     argument="irq",
                     remedy="route the GSI to a pin of the IOAPIC or the PICs, or use an edge event",
                 )
+            # The kernel takes every signal of what it listens to, and would leave none for the board.
             if level or gsi < self._board.ioapic.pins or _has_pin(sources):
+                self._check_unused(trigger, self._irqfds.connections(), "the kernel listens")
                 return self._board.register(gsi, event, source)
+            self._check_unused(trigger, self._board.events.slots(), "the chip listens")
             self._irqfds.connect(gsi, event, source)
             return None
+
+    def _check_unused(self, trigger: Event, others: Sequence[Irqfd | EventSlot], problem: str) -> None:
+        for other in others:
+            if other.trigger == trigger:
+                raise EventInUse(
+                    f"{problem} to it already, on GSI {other.gsi}",
+                    subject=NAME,
+                    argument="event",
+                    remedy="unregister it first, or use a new event",
+                )
 
     @override
     def _disconnect_event(self, gsi: int, trigger: Event) -> bool:
@@ -224,11 +240,12 @@ class KvmSplitIrqChip(BoardChip):
 
     def _take_over(self, routes: RoutingTable, taken: list[tuple[int, IrqEventSource, IrqEventIndex]]) -> None:
         """Serve the irqfds of GSIs that are about to have pins here: only the board can drive those."""
-        for gsi in self._irqfds.gsis():
-            while _has_pin(routes[gsi]) and (irqfd := self._irqfds.take_out(gsi)) is not None:
-                index = self._board.events.append(gsi, IrqEdgeEvent(irqfd.trigger), irqfd.source)
-                irqfd.trigger.close()
-                taken.append((gsi, irqfd.source, index))
+        for irqfd in self._irqfds.connections():
+            if _has_pin(routes[irqfd.gsi]):
+                # In this order: until the kernel lets go it takes each signal, and from then on the board does.
+                index = self._board.events.append(irqfd.gsi, IrqEdgeEvent(irqfd.trigger), irqfd.source)
+                taken.append((irqfd.gsi, irqfd.source, index))
+                self._irqfds.disconnect(irqfd.gsi, irqfd.trigger)
 
     # The x86 extension
 
@@ -265,6 +282,8 @@ class KvmSplitIrqChip(BoardChip):
             )
         if data.untaken is not None:
             check_int(data.untaken, 0, 0xFF, subject=NAME, argument="chip_specific.untaken")
+        for bitmap in data.interrupt_bitmaps:
+            check_int(bitmap, 0, (1 << 256) - 1, subject=NAME, argument="chip_specific.interrupt_bitmaps")
         self._check_level_events(self._board.routes.replaced(data.routes))  # raises if they are none, too
 
     @override
@@ -272,11 +291,11 @@ class KvmSplitIrqChip(BoardChip):
         self.check_chip_specific(data, len(self._vcpus))
         vcpus = self._vcpus.all()
         self.set_irq_routes(data.routes)
+        self._pic_output.restore(data.untaken)
         for vcpu, bitmap in zip(vcpus, data.interrupt_bitmaps, strict=True):
             sregs = vcpu.get_sregs()
             sregs.interrupt_bitmap = bitmap
             vcpu.set_sregs(sregs)
-        self._pic_output.restore(data.untaken)
 
 
 def _has_pin(sources: tuple[PinSource | MsiSource, ...]) -> bool:

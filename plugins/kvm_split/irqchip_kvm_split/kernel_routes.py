@@ -6,10 +6,16 @@ at the IOAPIC, so that their EOIs come as KVM_EXIT_IOAPIC_EOI. (An EOI of a leve
 not reserved is never reported. kvm_pvm reports the EOI when it delivers, before the guest's handler has run.)
 Edge-triggered entries have no end to report, and no route here.
 
+While an interrupt of a pin waits for its end, KVM keeps the route by which it was sent: the guest may have given the
+entry another destination meanwhile, and older kernels (Linux 6.1 for one) do not look at what is in service. Until then
+the pin sends nothing.
+
 GSIs from the number of pins on have the messages of the chip's own routes, for their irqfds.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 from irqchip_core.routes import IrqRoute, MsiSource, RoutingTable
 from irqchip_core.x86.ioapic import MASKED, REMOTE_IRR, Ioapic
@@ -31,7 +37,6 @@ class KernelRoutes:
     def __init__(self, vm: KvmVm, ioapic: Ioapic) -> None:
         self._vm = vm
         self._ioapic = ioapic
-        self._entries: list[int] = []  # as last looked at
         self._pins: list[IrqRoute | None] = [None] * ioapic.pins
         self._messages: list[IrqRoute] = []
         self.updates = 0
@@ -39,19 +44,15 @@ class KernelRoutes:
     def entries_changed(self) -> None:
         """Follow the redirection entries: one update if there is something that KVM must know, otherwise none.
 
-        It need not know yet of a masked entry, and not any more that there was another route for it: that only
-        costs exits.
+        To be called when the guest has written one, and when an interrupt has ended. KVM need not know yet of a masked
+        entry, and not any more that there was another route for it: that only costs exits.
         """
-        entries = self._ioapic.entries
-        if entries == self._entries:
-            return
         pins = self._pin_routes()
         if any(
             new != old and (new is not None or not entry & MASKED)
-            for new, old, entry in zip(pins, self._pins, entries, strict=True)
+            for new, old, entry in zip(pins, self._pins, self._ioapic.entries, strict=True)
         ):
             self._update(pins, self._messages)
-        self._entries = list(entries)
 
     def routes_changed(self, routes: RoutingTable) -> None:
         """Follow the chip's routes. Raises what `KvmVm.set_gsi_routing` raises, and then KVM has the old ones."""
@@ -60,7 +61,10 @@ class KernelRoutes:
             self._update(self._pin_routes(), messages)
 
     def _pin_routes(self) -> list[IrqRoute | None]:
-        return [_pin_route(pin, entry) for pin, entry in enumerate(self._ioapic.entries)]
+        return [
+            _pin_route(pin, sent if entry & REMOTE_IRR else entry)
+            for pin, (entry, sent) in enumerate(zip(self._ioapic.entries, self._ioapic.sent, strict=True))
+        ]
 
     def _update(self, pins: list[IrqRoute | None], messages: list[IrqRoute]) -> None:
         self.updates += 1
@@ -68,9 +72,10 @@ class KernelRoutes:
         self._pins, self._messages = pins, messages
 
 
+@lru_cache(maxsize=1024)
 def _pin_route(pin: int, entry: int) -> IrqRoute | None:
     """What KVM must know of a redirection entry now: None if there is no EOI to wait for."""
-    if entry & MASKED and not entry & REMOTE_IRR:
+    if entry & MASKED:
         return None
     message = decode_redirection_entry(entry)
     return IrqRoute.msi(pin, *encode_msi(message)) if message.trigger_mode == LEVEL else None

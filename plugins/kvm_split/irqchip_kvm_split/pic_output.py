@@ -84,7 +84,11 @@ class PicOutput:
             return self._vcpu.queued_interrupt()
 
     def restore(self, untaken: int | None) -> None:
-        """Go on where another one was."""
+        """Go on where another one was, or this one. Before other state of the vCPU is set.
+
+        KVM gives no vector back. One that it has for this vCPU already is the one to restore, or comes in addition.
+        """
         with self._board.lock:
-            self._acknowledged = untaken
+            queued = None if self._vcpu is None else self._vcpu.queued_interrupt()
+            self._acknowledged = None if untaken == queued else untaken
         self.look_again()
