@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus
 from irqchip_core.chip import IrqChipCap
+from irqchip_core.cli import main
 from irqchip_core.events import IrqEventSource, IrqLevelEvent, PlatformDeviceId
 from irqchip_core.exits import InterruptedExit
 from irqchip_core.routes import IrqRoute
@@ -43,6 +44,14 @@ def interrupts(chip: str, vcpu_count: int) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("vcpu_count", [1, 2, 8])
 def test_the_demonstration_takes_what_it_takes_on_the_kernels_chip(vcpu_count: int) -> None:
     assert interrupts("kvm_split", vcpu_count) == interrupts("kvm_kernel", vcpu_count)
+
+
+@pytest.mark.parametrize("vcpu_count", [1, 2, 8])
+def test_irqchip_run(capfd: pytest.CaptureFixture[str], vcpu_count: int) -> None:
+    assert main(["run", "--chip", "kvm_split", "--vcpus", str(vcpu_count)]) == 0
+    out, err = capfd.readouterr()
+    assert out.splitlines()[-1] == "Every interrupt was taken exactly as often as it was raised."
+    assert f"on chip kvm_split (asked for), hypervisor kvm (the first on which it fits), vCPUs: {vcpu_count}" in err
 
 
 PORTS = st.sampled_from([0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1, *range(0x40, 0x48), 0x61])
