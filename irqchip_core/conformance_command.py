@@ -75,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
         for topic, name, rule in catalog():
             print(f"{topic}: {name}\n    {rule}")
         return 0
+    if args.compare and args.compare[0] == args.compare[1]:
+        args.parser.error("--compare takes two different chips")
     targets = ["@".join(resolve(name, args.hypervisor)) for name in args.compare or [args.name]]
     # Nothing of the directory that the user happens to be in may count: no settings, no conftest.py, no cache.
     arguments = ["--pyargs", "irqchip_core.testing.conformance.test_conformance", "-c", os.devnull, "--noconftest"]

@@ -142,6 +142,12 @@ def test_a_name_or_two_to_compare(arguments: list[str], capsys: pytest.CaptureFi
     assert "give a NAME, or --compare A B" in capsys.readouterr().err
 
 
+def test_a_chip_is_not_compared_with_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["conformance", "--compare", "userspace", "userspace"])
+    assert "--compare takes two different chips" in capsys.readouterr().err
+
+
 def test_the_scenarios_can_be_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["conformance", "--list"]) == 0
     assert "Edge events: edge_through_the_ioapic\n    Each signal is one interrupt" in capsys.readouterr().out
