@@ -70,6 +70,15 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     _found.clear()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if path := config.getoption("irqchip_json"):
+        try:
+            with open(path, "a"):  # better known now than after the last scenario
+                pass
+        except OSError as error:
+            raise pytest.UsageError(f"--irqchip-json: cannot write {path}: {error.strerror}") from None
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if _found:

@@ -55,7 +55,10 @@ def add_conformance(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
     if not 0 < value < 3600:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 3600")
     return value
@@ -99,4 +102,4 @@ def run(args: argparse.Namespace) -> int:
         raise IrqChipError(f"no scenario's name matches {args.select!r}", argument="-k", remedy="see --list")
     if status == pytest.ExitCode.INTERRUPTED:
         raise KeyboardInterrupt
-    return int(status)
+    return 2 if status == pytest.ExitCode.USAGE_ERROR else int(status)

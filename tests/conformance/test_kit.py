@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import re
 import shlex
 import subprocess
@@ -103,7 +105,27 @@ def test_the_command_shows_a_table_and_writes_json(tmp_path: Path) -> None:
     edge = next(one for one in chip["scenarios"] if one["scenario"] == "edge_through_the_ioapic")
     assert edge["outcome"] == "passed"
     assert edge["interrupts"] == {"0": [0x45, 0x45, 0x45]}
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]  # and no cache of pytest's
+    assert not (tmp_path / ".pytest_cache").exists()
+
+
+def test_progress_shows_on_a_terminal(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "irqchip_core", "conformance", "userspace@unicorn", "-k", "edge_through"]
+    terminal, its_end = pty.openpty()
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=its_end, stderr=its_end, stdin=subprocess.DEVNULL)
+    os.close(its_end)
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
+        while data := os.read(terminal, 4096):
+            shown += data
+    os.close(terminal)
+    assert process.wait(30) == 0
+    assert shown.index(b"100%]") < shown.index(b"conformance of interrupt chips")
+
+
+def test_chips_of_classes_of_ones_own_are_told_apart() -> None:
+    ones = [found("a", "same", {"0": [1]}), {**found("a", "same", {"0": [2]}), "class": "TestMine"}]
+    (difference,) = Results(ones).differences()
+    assert difference["interrupts"] == {"a on kvm": {"0": [1]}, "a on kvm (TestMine)": {"0": [2]}}
 
 
 def test_settings_of_the_directory_do_not_count(tmp_path: Path) -> None:
@@ -128,6 +150,8 @@ def test_chips_are_compared(tmp_path: Path) -> None:
         (["kvm_kernel@unicorn"], "it needs a VM of hypervisor kvm, not of unicorn"),
         (["userspace@nonsense"], "no hypervisor is called 'nonsense'"),
         (["userspace@unicorn", "-k", "nonsense"], "no scenario's name matches 'nonsense'"),
+        (["userspace@unicorn", "-k", "((("], "Wrong expression passed to '-k'"),
+        (["userspace@unicorn", "--json", "/dev/null/out.json"], "cannot write /dev/null/out.json: Not a directory"),
     ],
 )
 def test_mistakes_are_one_message(arguments: list[str], says: str, capfd: pytest.CaptureFixture[str]) -> None:
@@ -264,7 +288,7 @@ def found(
     backend: str, scenario: str, interrupts: dict[str, list[int]] | None, outcome: str = "passed"
 ) -> dict[str, Any]:
     return {
-        "backend": backend, "hypervisor": "kvm", "topic": "T", "scenario": scenario, "outcome": outcome,
+        "backend": backend, "hypervisor": "kvm", "class": "", "topic": "T", "scenario": scenario, "outcome": outcome,
         "reason": "", "interrupts": interrupts, "open": "", "seconds": 0.1,
     }  # fmt: skip
 

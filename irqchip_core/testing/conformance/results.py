@@ -12,7 +12,10 @@ from irqchip_core.table import format_table
 from irqchip_core.testing.verdict import vectors
 
 Found = dict[str, Any]
-"""One scenario on one chip: backend, hypervisor, topic, scenario, outcome, reason, interrupts, open, seconds."""
+"""One scenario on one chip: backend, hypervisor, class, topic, scenario, outcome, reason, interrupts, open, seconds.
+
+The class is that of an author who has derived from the kit's, else "".
+"""
 
 OUTCOMES = ("passed", "failed", "not applicable")
 
@@ -56,9 +59,10 @@ class Results:
                 {
                     "backend": mine[0]["backend"],
                     "hypervisor": mine[0]["hypervisor"],
+                    "class": mine[0]["class"],
                     **{outcome.replace(" ", "_"): counts[outcome] for outcome in OUTCOMES},
                     "scenarios": [
-                        {key: value for key, value in one.items() if key not in ("backend", "hypervisor")}
+                        {key: value for key, value in one.items() if key not in ("backend", "hypervisor", "class")}
                         for one in mine
                     ],
                 }
@@ -103,8 +107,9 @@ class Results:
 
 
 def chip_of(one: Found) -> str:
-    """Which chip that was."""
-    return f"{one['backend']} on {one['hypervisor']}" if one["hypervisor"] else str(one["backend"])
+    """Which chip that was, as the user named it: by a class of his own, or by backend and hypervisor."""
+    chip = f"{one['backend']} on {one['hypervisor']}" if one["hypervisor"] else str(one["backend"])
+    return f"{chip} ({one['class']})" if one["class"] not in ("", chip) else chip
 
 
 def _table(found: Sequence[Found]) -> str:

@@ -27,7 +27,7 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
     """Play the kit's own class on each chip that is named on the command line."""
     cls = metafunc.cls
     assert cls is not None
-    if not cls.__module__.startswith(__package__ or ""):
+    if not _is_kits_own(cls):
         return  # a subclass names its own
     named: list[str] = metafunc.config.option.irqchip
     if not named:
@@ -50,6 +50,7 @@ def perform(item: pytest.Function) -> None:
     found: dict[str, Any] = {
         "backend": scenarios.backend or type(scenarios).__name__,
         "hypervisor": scenarios.hypervisor,
+        "class": type(scenarios).__name__ if not _is_kits_own(type(scenarios)) else "",
         "topic": topic_of(type(scenarios), item.originalname),
         "scenario": item.originalname.removeprefix("test_"),
         "outcome": "passed",
@@ -66,7 +67,13 @@ def perform(item: pytest.Function) -> None:
         raise
     finally:
         found.update(interrupts=lab.record.interrupts, open=lab.record.note)
+        if not _is_kits_own(item.obj.__func__):
+            found.update(interrupts=None, open="it is the author's own scenario")
         item.user_properties.append(("irqchip", found))
+
+
+def _is_kits_own(what: Any) -> bool:
+    return str(what.__module__).startswith(__package__ or "")
 
 
 def catalog() -> list[tuple[str, str, str]]:
