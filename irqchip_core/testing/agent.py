@@ -108,17 +108,22 @@ def load(memory: memoryview) -> None:
         memory[address : address + 8 * len(quads)] = struct.pack(f"<{len(quads)}Q", *quads)
 
 
-def enter(vcpu: VcpuX86_64) -> None:
-    """Set the processor up in long mode (Intel SDM vol. 3, 11.8.5), about to ask for its first operation."""
+def enter_long_mode(vcpu: VcpuX86_64, *, pml4: int, gdt: int, idt: int) -> None:
+    """Set the processor up in 64-bit mode (Intel SDM vol. 3, 11.8.5), with its tables at these addresses."""
     sregs = vcpu.get_sregs()
     sregs.cs = Segment(limit=0xFFFFFFFF, selector=CODE_SELECTOR, type=11, l=1, g=1)
     data = Segment(limit=0xFFFFFFFF, selector=DATA_SELECTOR, db=1, g=1)
     sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = data
-    sregs.gdt = DescriptorTable(GDT, 3 * 8 - 1)
-    sregs.idt = DescriptorTable(IDT, 256 * 16 - 1)
+    sregs.gdt = DescriptorTable(gdt, 3 * 8 - 1)
+    sregs.idt = DescriptorTable(idt, 256 * 16 - 1)
     sregs.cr0 = 1 << 31 | 1 << 5 | 1 << 4 | 1  # PG, NE, ET, PE
-    sregs.cr3 = PML4
+    sregs.cr3 = pml4
     sregs.cr4 = 1 << 5  # PAE
     sregs.efer = 1 << 10 | 1 << 8  # LMA, LME
     vcpu.set_sregs(sregs)
+
+
+def enter(vcpu: VcpuX86_64) -> None:
+    """Set the processor up, about to ask for its first operation."""
+    enter_long_mode(vcpu, pml4=PML4, gdt=GDT, idt=IDT)
     vcpu.set_regs(Regs(rip=ENTRY, rsp=STACKS + STACK_SIZE * (vcpu.id + 1), rbx=MAILBOXES + MAILBOX_SIZE * vcpu.id))

@@ -16,14 +16,19 @@ PIC_RANGES = ((0x20, 2), (0xA0, 2), (0x4D0, 2))
 PIT_RANGES = ((0x40, 8), (0x61, 1))
 
 
-class PicPorts(BusDevice):
-    """Both 8259s."""
+class _BoardDevice(BusDevice):
+    """Its accesses take the board's locks themselves."""
 
-    debug_label = "userspace PIC"
     self_synchronized = True
 
     def __init__(self, board: Board) -> None:
         self._board = board
+
+
+class PicPorts(_BoardDevice):
+    """Both 8259s."""
+
+    debug_label = "userspace PIC"
 
     @override
     def read(self, access: Access) -> int:
@@ -43,14 +48,10 @@ class PicPorts(BusDevice):
         board.settle_pics()
 
 
-class PitPorts(BusDevice):
+class PitPorts(_BoardDevice):
     """The 8254 and the speaker's port."""
 
     debug_label = "userspace PIT"
-    self_synchronized = True
-
-    def __init__(self, board: Board) -> None:
-        self._board = board
 
     @override
     def read(self, access: Access) -> int:
@@ -66,14 +67,10 @@ class PitPorts(BusDevice):
             board.pit_written()
 
 
-class IoapicPage(BusDevice):
+class IoapicPage(_BoardDevice):
     """The IOAPIC's registers."""
 
     debug_label = "userspace IOAPIC"
-    self_synchronized = True
-
-    def __init__(self, board: Board) -> None:
-        self._board = board
 
     @override
     def read(self, access: Access) -> int:

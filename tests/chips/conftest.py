@@ -9,7 +9,7 @@ import pytest
 from irqchip_core.selection import create_irqchip, create_vm
 from irqchip_core.vcpu import Vm
 from irqchip_core.x86.chip import IrqChipX86_64
-from tests.chips.taker import Taker, program_ioapic, program_pics
+from tests.chips.taker import Taker
 
 CHIPS = [
     pytest.param(("kvm_kernel", "kvm"), marks=pytest.mark.kvm, id="kvm_kernel"),
@@ -43,8 +43,5 @@ def chip(names: tuple[str, str], vm: Vm) -> Iterator[IrqChipX86_64]:
 @pytest.fixture
 def taker(vm: Vm, chip: IrqChipX86_64) -> Iterator[Taker]:
     """The guest, ready, with all lines masked in PICs and IOAPIC."""
-    with Taker(vm, chip) as taker:
-        program_pics(chip, primary_mask=0xFF)
-        program_ioapic(chip, {})
-        taker.start()
+    with Taker.ready(vm, chip) as taker:
         yield taker

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 import struct
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -14,10 +16,11 @@ from irqchip_core.chip import VcpuRunState
 from irqchip_core.exits import Exit, HltExit, InterruptedExit, IoapicEoiExit, IoExit, IrqWindowExit, MsrExit
 from irqchip_core.irq_loop import IrqLoop
 from irqchip_core.routes import IrqRoute
-from irqchip_core.vcpu import VcpuX86_64, Vm
+from irqchip_core.testing.agent import CODE_SELECTOR, enter_long_mode
+from irqchip_core.vcpu import Vm
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.cpuid import vcpu_cpuid
-from irqchip_core.x86.registers import DescriptorTable, Regs, Segment
+from irqchip_core.x86.registers import Regs
 from irqchip_core.x86.state import IoapicState, PicSelect, PicState
 
 LOAD_ADDRESS, STUBS, STUB_SIZE = 0x1000, 0x1100, 16
@@ -26,7 +29,6 @@ STACK = 0x8000
 PML4, PDPT, PAGE_DIRECTORY, GDT, IDT = 0x9000, 0xA000, 0xB000, 0xC000, 0xD000
 """Where the host puts the processor's tables (Intel SDM vol. 3, 5.5, 3.5.1 and 7.14.1)."""
 MEMORY = 0x10000
-CODE_SELECTOR, DATA_SELECTOR = 0x08, 0x10
 TAKEN, READY = 0x10, 0x11
 """Ports of taker.S."""
 MARKER = 0x21
@@ -57,21 +59,6 @@ def load(memory: memoryview) -> None:
         memory[address : address + 8 * len(quads)] = struct.pack(f"<{len(quads)}Q", *quads)
 
 
-def enter_long_mode(vcpu: VcpuX86_64) -> None:
-    """Set the processor up as the guest expects it."""
-    sregs = vcpu.get_sregs()
-    sregs.cs = Segment(limit=0xFFFFFFFF, selector=CODE_SELECTOR, type=11, l=1, g=1)
-    data = Segment(limit=0xFFFFFFFF, selector=DATA_SELECTOR, db=1, g=1)
-    sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = data
-    sregs.gdt = DescriptorTable(GDT, 3 * 8 - 1)
-    sregs.idt = DescriptorTable(IDT, 256 * 16 - 1)
-    sregs.cr0 = 1 << 31 | 1 << 5 | 1 << 4 | 1  # PG, NE, ET, PE
-    sregs.cr3 = PML4
-    sregs.cr4 = 1 << 5  # PAE
-    sregs.efer = 1 << 10 | 1 << 8  # LMA, LME
-    vcpu.set_sregs(sregs)
-
-
 class Eoi(enum.IntFlag):
     """What the guest ends an interrupt with."""
 
@@ -98,7 +85,7 @@ class Taker:
         self.vcpu = vm.create_vcpu(vcpu_id)
         chip.add_vcpu(vcpu_id, self.vcpu)
         self.vcpu.set_cpuid(vcpu_cpuid(vm.supported_cpuid(), chip, vcpu_id, vcpu_count=2))
-        enter_long_mode(self.vcpu)
+        enter_long_mode(self.vcpu, pml4=PML4, gdt=GDT, idt=IDT)
         self.vcpu.set_regs(Regs(rip=LOAD_ADDRESS, rsp=STACK - 0x1000 * vcpu_id))
         self.eoi = Eoi.LAPIC
         self.io_bus, self.mmio_bus = Bus("I/O"), Bus("MMIO")
@@ -107,6 +94,16 @@ class Taker:
             chip.route_irq(route)
         self._loop = IrqLoop(chip)
         self._loop.start()
+
+    @classmethod
+    @contextmanager
+    def ready(cls, vm: Vm, chip: IrqChipX86_64) -> Iterator[Self]:
+        """The guest on vCPU 0, ready, with all lines masked in PICs and IOAPIC."""
+        with cls(vm, chip) as taker:
+            program_pics(chip, primary_mask=0xFF)
+            program_ioapic(chip, {})
+            taker.start()
+            yield taker
 
     def close(self) -> None:
         self._loop.stop()

@@ -8,7 +8,7 @@ import pytest
 
 from irqchip_kvm import Kvm, KvmVm
 from irqchip_kvm_split.chip import KvmSplitIrqChip
-from tests.chips.taker import Taker, program_ioapic, program_pics
+from tests.chips.taker import Taker
 
 
 @pytest.fixture
@@ -26,8 +26,5 @@ def chip(vm: KvmVm) -> Iterator[KvmSplitIrqChip]:
 @pytest.fixture
 def taker(vm: KvmVm, chip: KvmSplitIrqChip) -> Iterator[Taker]:
     """The guest, ready, with all lines masked in PICs and IOAPIC."""
-    with Taker(vm, chip) as taker:
-        program_pics(chip, primary_mask=0xFF)
-        program_ioapic(chip, {})
-        taker.start()
+    with Taker.ready(vm, chip) as taker:
         yield taker

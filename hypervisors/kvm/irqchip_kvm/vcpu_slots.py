@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from irqchip_core.arguments import check_int, check_type
 from irqchip_core.chip import IrqChipCap
 from irqchip_core.errors import InvalidArgument, UnknownVcpu, WrongType
-from irqchip_core.vcpu import Vcpu
+from irqchip_core.hookspecs import Probe
+from irqchip_core.vcpu import Vcpu, Vm
 from irqchip_core.x86.lapic_registers import IA32_APIC_BASE, IA32_TSC_DEADLINE
 from irqchip_core.x86.state import LapicState
 from irqchip_kvm.abi import Cap
@@ -19,6 +22,22 @@ def lapic_capabilities(vm: KvmVm) -> frozenset[IrqChipCap]:
     if vm.check_extension(Cap.TSC_DEADLINE_TIMER) == 1:
         capabilities.add(IrqChipCap.TSC_DEADLINE_TIMER)
     return frozenset(capabilities)
+
+
+def probe_vm(vm: Vm, needed: Mapping[Cap, str], remedy: str) -> Probe:
+    """Whether `vm` can have a chip that needs these capabilities of KVM.
+
+    Args:
+        vm: Any VM.
+        needed: What each is for, as the refusal is to say it.
+        remedy: What helps where one is missing.
+    """
+    if not isinstance(vm, KvmVm):
+        return Probe(f"it needs a VM of irqchip-kvm, not {type(vm).__name__}")
+    missing = [what for capability, what in needed.items() if not vm.check_extension(capability)]
+    if missing:
+        return Probe(f"this kernel's KVM lacks {', '.join(missing)}; {remedy}")
+    return Probe(capabilities=lapic_capabilities(vm))
 
 
 class VcpuSlots:

@@ -25,10 +25,11 @@ from irqchip_core.hookspecs import Probe
 from irqchip_core.routes import IrqRoute, RoutingTable, default_routes
 from irqchip_core.vcpu import Vcpu, Vm
 from irqchip_core.x86.chip import IrqChipX86_64
+from irqchip_core.x86.lapic_registers import IA32_APIC_BASE
 from irqchip_core.x86.state import IoapicState, LapicState, PicSelect, PicState, PitState
 from irqchip_kvm import Irqfds, KvmVm, VcpuSlots
 from irqchip_kvm.abi import Cap
-from irqchip_kvm.vcpu_slots import lapic_capabilities
+from irqchip_kvm.vcpu_slots import lapic_capabilities, probe_vm
 
 _log = logging.getLogger(__name__)
 
@@ -36,9 +37,6 @@ NAME = "kvm_kernel"
 
 LAPIC_FREQUENCY = 1_000_000_000
 """KVM's local APIC timers count nanoseconds (APIC_BUS_CYCLE_NS is 1 unless user space changes it)."""
-
-IA32_APIC_BASE = 0x1B
-"""Intel SDM vol. 3, 12.4.4."""
 
 _NEEDED = {
     Cap.IRQCHIP: "an interrupt chip in the kernel (KVM_CAP_IRQCHIP)",
@@ -52,12 +50,7 @@ _NEEDED = {
 
 def probe(vm: Vm) -> Probe:
     """Whether `vm` can have this chip."""
-    if not isinstance(vm, KvmVm):
-        return Probe(f"it needs a VM of irqchip-kvm, not {type(vm).__name__}")
-    missing = [what for capability, what in _NEEDED.items() if not vm.check_extension(capability)]
-    if missing:
-        return Probe(f"this kernel's KVM lacks {', '.join(missing)}; use a kernel with CONFIG_KVM_IOAPIC")
-    return Probe(capabilities=lapic_capabilities(vm))
+    return probe_vm(vm, _NEEDED, "use a kernel with CONFIG_KVM_IOAPIC")
 
 
 @frozen

@@ -31,7 +31,7 @@ from irqchip_core.x86.state import LapicState
 from irqchip_kvm import Irqfds, KvmVm, VcpuSlots
 from irqchip_kvm.abi import Cap
 from irqchip_kvm.irqfds import Irqfd
-from irqchip_kvm.vcpu_slots import lapic_capabilities
+from irqchip_kvm.vcpu_slots import lapic_capabilities, probe_vm
 from irqchip_kvm_split.kernel_routes import KernelRoutes
 from irqchip_kvm_split.pic_output import PicOutput
 
@@ -49,12 +49,7 @@ _NEEDED = {
 
 def probe(vm: Vm) -> Probe:
     """Whether `vm` can have this chip."""
-    if not isinstance(vm, KvmVm):
-        return Probe(f"it needs a VM of irqchip-kvm, not {type(vm).__name__}")
-    missing = [what for capability, what in _NEEDED.items() if not vm.check_extension(capability)]
-    if missing:
-        return Probe(f"this kernel's KVM lacks {', '.join(missing)}; use Linux 4.8 or later")
-    return Probe(capabilities=lapic_capabilities(vm))
+    return probe_vm(vm, _NEEDED, "use Linux 4.8 or later")
 
 
 @frozen
