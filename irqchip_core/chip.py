@@ -120,7 +120,10 @@ class IrqChip(ABC):
 
     @abstractmethod
     def route_irq(self, route: IrqRoute) -> None:
-        """Add a route, in place of the route or routes of its GSI that it conflicts with.
+        """Add a route, in place of the route or routes of its GSI that it conflicts with; all others stay.
+
+        A pin takes the place of a pin of the same controller, or of a message. A message takes the place of all
+        routes of the GSI.
 
         Raises:
             InvalidRoute: See `RoutingTable`. The routes are as before.

@@ -111,10 +111,8 @@ def default_routes(pins: int = IOAPIC_PINS) -> list[IrqRoute]:
 
 
 def _conflict(one: IrqSource, other: IrqSource) -> bool:
-    """Whether a GSI that takes `other` gives up `one`: both messages, or both on one controller."""
-    if isinstance(one, MsiSource) or isinstance(other, MsiSource):
-        return isinstance(one, MsiSource) and isinstance(other, MsiSource)
-    return one.chip is other.chip
+    """Whether a GSI cannot carry both: a message beside anything, or two pins of one controller."""
+    return isinstance(one, MsiSource) or isinstance(other, MsiSource) or one.chip is other.chip
 
 
 class RoutingTable:
@@ -149,12 +147,11 @@ class RoutingTable:
             self._check(route)
             others = by_gsi.get(route.gsi, ())
             for other in others:
+                if not _conflict(other, route.source):
+                    continue
                 if isinstance(other, MsiSource) or isinstance(route.source, MsiSource):
                     raise self._refusal(route, "a GSI carries one MSI or pins, not more", "use another GSI")
-                if _conflict(other, route.source):
-                    raise self._refusal(
-                        route, f"the GSI already has pin {other.pin} there", "give one pin a controller"
-                    )
+                raise self._refusal(route, f"the GSI already has pin {other.pin} there", "give one pin a controller")
             by_gsi[route.gsi] = (*others, route.source)
         self._by_gsi = by_gsi
 
@@ -179,16 +176,11 @@ class RoutingTable:
         if not 0 <= source.pin < self._pins[source.chip]:
             raise self._refusal(route, "pin out of range", f"pins of it are 0 to {self._pins[source.chip] - 1}")
 
-    def replacing_gsi(self, route: IrqRoute) -> RoutingTable:
-        """This table with every route of that GSI replaced by `route`."""
-        self._check_type(route)
-        return self.replaced([*(kept for kept in self._routes if kept.gsi != route.gsi), route])
-
     def adding(self, route: IrqRoute) -> RoutingTable:
-        """This table with `route` in place of the one it conflicts with, if any.
+        """This table with `route` in place of those of its GSI that it conflicts with.
 
-        Two routes conflict when they are on one GSI and both are messages or both are pins of one
-        controller. A message and a pin cannot be exchanged for one another: that is refused.
+        A pin takes the place of a pin of the same controller, or of a message; a message that of all routes of the
+        GSI. The other routes stay.
         """
         self._check_type(route)
         kept = (old for old in self._routes if old.gsi != route.gsi or not _conflict(old.source, route.source))

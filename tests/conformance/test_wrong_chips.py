@@ -171,6 +171,21 @@ FAULTS: list[tuple[Maker, str, str]] = [
         "a refused set_irq_routes .a pin that the IOAPIC does not have. adds nothing, but on vCPU 0 0x52 came",
     ),
     (
+        wrong.RouteReplacesItsGsi,
+        "pin_replaces_the_pin_of_its_controller",
+        "route_irq replaces the routes of its GSI that it conflicts with.*, but on vCPU 0 0x35 was lost",
+    ),
+    (
+        wrong.MessageBesidePinsRefused,
+        "message_replaces_all_pins",
+        "route_irq takes MsiSource.* in place of what conflicts with it, but it raised InvalidRoute",
+    ),
+    (
+        wrong.MessageBesidePinsRefused,
+        "pin_replaces_a_message",
+        "route_irq takes PinSource.* in place of what conflicts with it, but it raised InvalidRoute",
+    ),
+    (
         wrong.TwoMessagesOnAGsi,
         "conflicting_routes_are_refused",
         "set_irq_routes refuses two messages on one GSI, but it was accepted",

@@ -345,6 +345,23 @@ class RefusedTableHalfTaken(UserspaceIrqChip):
             raise
 
 
+class RouteReplacesItsGsi(UserspaceIrqChip):
+    """A new route replaces all routes of its GSI, those of other controllers too."""
+
+    def route_irq(self, route: IrqRoute) -> None:
+        super().set_irq_routes([*(old for old in self._board.routes if old.gsi != route.gsi), route])
+
+
+class MessageBesidePinsRefused(UserspaceIrqChip):
+    """A message and a pin cannot be exchanged for one another."""
+
+    def route_irq(self, route: IrqRoute) -> None:
+        kinds = {type(source) for source in self._board.routes[route.gsi]}
+        if kinds - {type(route.source)}:
+            raise InvalidRoute("a GSI carries one MSI or pins", subject=self.name)
+        super().route_irq(route)
+
+
 class TwoMessagesOnAGsi(UserspaceIrqChip):
     def set_irq_routes(self, routes: Iterable[IrqRoute]) -> None:
         only = {route.gsi: route for route in routes if isinstance(route.source, MsiSource)}

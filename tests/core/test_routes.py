@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from irqchip_core.errors import InvalidRoute, WrongType
-from irqchip_core.routes import IrqRoute, IrqSourceChip, MsiSource, PinSource, RoutingTable, default_routes
+from irqchip_core.routes import IrqRoute, IrqSource, IrqSourceChip, MsiSource, PinSource, RoutingTable, default_routes
 
 PRIMARY, SECONDARY, IOAPIC = IrqSourceChip.PIC_PRIMARY, IrqSourceChip.PIC_SECONDARY, IrqSourceChip.IOAPIC
 
@@ -68,7 +68,6 @@ def test_bad_tables_are_refused_with_the_route_and_the_remedy(routes: list[IrqRo
         (lambda: IrqRoute(5, None), "IrqRoute: source: .* give it as PinSource or MsiSource"),  # type: ignore[arg-type]
         (lambda: RoutingTable(None, subject="chip"), "chip: routes: .* give it as Iterable"),  # type: ignore[arg-type]
         (lambda: RoutingTable([5], subject="chip"), "chip: route: 5 is of type int; give it as IrqRoute"),  # type: ignore[list-item]
-        (lambda: RoutingTable(subject="chip").replacing_gsi(None), "chip: route: None is of"),  # type: ignore[arg-type]
         (lambda: RoutingTable(subject="chip").adding((5, 6)), "chip: route: "),  # type: ignore[arg-type]
     ],
 )
@@ -78,18 +77,30 @@ def test_wrong_types_are_refused_when_they_are_given(make: Callable[[], object],
     assert caught.value.remedy
 
 
-def test_replacing_a_gsi_drops_all_its_routes() -> None:
-    table = RoutingTable(default_routes()).replacing_gsi(IrqRoute.msi(5, 0xFEE00000, 0x41))
-    assert table[5] == (MsiSource(0xFEE00000, 0x41),)
-    assert len(table) == 39
+MESSAGE = MsiSource(0xFEE00000, 0x41)
+PIC_5, PIC_13, IOAPIC_5, IOAPIC_7 = (
+    PinSource(chip, pin) for chip, pin in ((PRIMARY, 5), (SECONDARY, 5), (IOAPIC, 5), (IOAPIC, 7))
+)
 
 
-def test_adding_drops_only_the_conflicting_route() -> None:
-    table = RoutingTable(default_routes()).adding(IrqRoute(5, PinSource(IOAPIC, 9)))
-    assert table[5] == (PinSource(PRIMARY, 5), PinSource(IOAPIC, 9))
-    assert table.adding(IrqRoute.msi(30, 0, 1)).adding(IrqRoute.msi(30, 0, 2))[30] == (MsiSource(0, 2),)
-    with pytest.raises(InvalidRoute, match="one MSI or pins"):
-        table.adding(IrqRoute.msi(5, 0, 0))
+@pytest.mark.parametrize(
+    ("before", "added", "after"),
+    [
+        ((), MESSAGE, (MESSAGE,)),
+        ((PIC_5, IOAPIC_5), IOAPIC_7, (PIC_5, IOAPIC_7)),
+        ((PIC_5, IOAPIC_7), PIC_13, (PIC_5, IOAPIC_7, PIC_13)),
+        ((PIC_5, IOAPIC_5), MESSAGE, (MESSAGE,)),
+        ((MESSAGE,), IOAPIC_5, (IOAPIC_5,)),
+        ((MESSAGE,), MsiSource(0xFEE00000, 0x42), (MsiSource(0xFEE00000, 0x42),)),
+    ],
+)
+def test_a_new_route_replaces_what_it_conflicts_with_on_its_gsi_and_leaves_the_rest(
+    before: tuple[IrqSource, ...], added: IrqSource, after: tuple[IrqSource, ...]
+) -> None:
+    others = [route for route in default_routes() if route.gsi != 5]
+    table = RoutingTable([*others, *(IrqRoute(5, source) for source in before)]).adding(IrqRoute(5, added))
+    assert table[5] == after
+    assert [route for route in table if route.gsi != 5] == others
 
 
 SOURCES = st.one_of(
@@ -103,11 +114,12 @@ def test_any_sequence_of_changes_leaves_a_valid_table(routes: list[IrqRoute]) ->
     table = RoutingTable()
     for route in routes:
         before = list(table)
-        for change in (table.adding, table.replacing_gsi):
-            try:
-                table = change(route)
-            except InvalidRoute:
-                assert list(table) == before
+        try:
+            table = table.adding(route)
+        except InvalidRoute:
+            assert list(table) == before
+        else:
+            assert route.source in table[route.gsi]  # whatever the GSI had
     assert RoutingTable(table) == table
     for gsi in range(6):
         kinds = [source.chip if isinstance(source, PinSource) else None for source in table[gsi]]

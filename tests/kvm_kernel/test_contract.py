@@ -20,7 +20,7 @@ from irqchip_core.errors import (
     WrongType,
 )
 from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent, PlatformDeviceId
-from irqchip_core.routes import IrqRoute, IrqSourceChip, PinSource
+from irqchip_core.routes import IrqRoute
 from irqchip_core.selection import create_irqchip, create_vm
 from irqchip_core.testing.bench import Bench
 from irqchip_kvm import KvmVm
@@ -139,18 +139,6 @@ def test_a_descriptor_that_is_no_eventfd_is_refused(chip: KvmKernelIrqChip) -> N
 
 
 # Routes
-
-
-def test_route_irq_replaces_all_routes_of_its_gsi(chip: KvmKernelIrqChip, machine: Bench) -> None:
-    machine.pin(5, 0x45)
-    machine.pin(6, 0x46)
-    machine.unmask_pics(5)
-    chip.route_irq(IrqRoute(5, PinSource(IrqSourceChip.IOAPIC, 6)))
-    machine.pulse(5)
-    machine.cpu.expect(0x46, rule="neither the PIC nor pin 5 is driven")
-    chip.route_irq(IrqRoute.msi(5, 0xFEE00000, 0x77))
-    chip.service_irq(5, True)
-    machine.cpu.expect(0x77, rule="a message takes the place of a pin")
 
 
 def test_a_route_that_only_the_kernel_refuses_changes_nothing(

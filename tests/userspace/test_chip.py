@@ -615,9 +615,9 @@ def test_a_restored_chip_goes_on_with_its_routes_and_lines(board: Board) -> None
     other.chip.close()
 
 
-def test_mixing_a_message_and_pins_is_refused_and_changes_nothing(board: Board) -> None:
+def test_a_table_with_a_message_beside_pins_is_refused_and_changes_nothing(board: Board) -> None:
     with pytest.raises(InvalidRoute, match="one MSI or pins"):
-        board.chip.route_irq(IrqRoute.msi(5, LAPIC, 0x50))
+        board.chip.set_irq_routes([IrqRoute.ioapic(5), IrqRoute.msi(5, LAPIC, 0x50)])
     board.redirect(5, 0x45)
     board.chip.service_irq(5, True)
     assert board.inject() == [0x45]

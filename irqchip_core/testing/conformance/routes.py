@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from irqchip_core.errors import InvalidRoute
-from irqchip_core.routes import IrqRoute, IrqSourceChip, PinSource, default_routes
+from irqchip_core.routes import IrqRoute, IrqSource, IrqSourceChip, MsiSource, PinSource, default_routes
 from irqchip_core.testing.conformance.base import Scenarios
 from irqchip_core.testing.guest_cpu import Eoi
 from irqchip_core.testing.verdict import Nonconforming, accepted, refused
@@ -13,6 +13,8 @@ from irqchip_core.x86.msi import MSI_ADDRESS_BASE
 def message(gsi: int, vector: int) -> IrqRoute:
     return IrqRoute.msi(gsi, MSI_ADDRESS_BASE, vector)
 
+
+REPLACED = "route_irq replaces the routes of its GSI that it conflicts with, and leaves the others"
 
 BAD_ROUTES = {
     "a pin that the IOAPIC does not have": IrqRoute(5, PinSource(IrqSourceChip.IOAPIC, 240)),
@@ -43,6 +45,50 @@ class Routes(Scenarios):
             machine.chip.route_irq(message(30, vector))
         machine.pulse(30)
         machine.cpu.expect(0x53, rule="a new MSI route of a GSI replaces the one before")
+
+    def _replace(self, gsi: int, *steps: tuple[IrqSource, list[int]]) -> None:
+        """Route `gsi` to each source in turn, and demand that an event on it interrupts as its routes then say."""
+        machine = self.boot()
+        self.lab.leave_open("whether the PIC or the local APIC comes first", order_only=True)
+        machine.unmask_pics(5, 6, 10, 12)
+        for pin in (5, 7, 10):
+            machine.pin(pin, 0x40 + pin)
+        event = machine.edge(gsi)
+        for source, expected in steps:
+            with accepted(f"route_irq takes {source} in place of what conflicts with it"):
+                machine.chip.route_irq(IrqRoute(gsi, source))
+            event.trigger()
+            machine.cpu.expect_all(expected, rule=REPLACED, eoi=Eoi.LAPIC | Eoi.PRIMARY | Eoi.SECONDARY)
+            machine.pulse(gsi)
+            machine.cpu.expect_all(expected, rule=REPLACED, eoi=Eoi.LAPIC | Eoi.PRIMARY | Eoi.SECONDARY)
+        machine.pulse(10)
+        rule = "route_irq leaves the routes of other GSIs"
+        machine.cpu.expect_all([0x3A, 0x4A], rule=rule, eoi=Eoi.LAPIC | Eoi.PRIMARY | Eoi.SECONDARY)
+
+    def test_pin_replaces_the_pin_of_its_controller(self) -> None:
+        """`route_irq` of a pin replaces the GSI's pin of the same controller, and leaves those of the others."""
+        self._replace(
+            5,
+            (PinSource(IrqSourceChip.IOAPIC, 7), [0x35, 0x47]),
+            (PinSource(IrqSourceChip.PIC_PRIMARY, 6), [0x36, 0x47]),
+            (PinSource(IrqSourceChip.PIC_SECONDARY, 4), [0x36, 0x3C, 0x47]),
+            (PinSource(IrqSourceChip.IOAPIC, 5), [0x36, 0x3C, 0x45]),
+        )
+
+    def test_message_replaces_all_pins(self) -> None:
+        """`route_irq` of a message replaces all pins of the GSI."""
+        self._replace(5, (MsiSource(MSI_ADDRESS_BASE, 0x51), [0x51]), (MsiSource(MSI_ADDRESS_BASE, 0x52), [0x52]))
+
+    def test_pin_replaces_a_message(self) -> None:
+        """`route_irq` of a pin replaces the message of the GSI."""
+        self._replace(
+            100,
+            (MsiSource(MSI_ADDRESS_BASE, 0x51), [0x51]),
+            (PinSource(IrqSourceChip.IOAPIC, 7), [0x47]),
+            (PinSource(IrqSourceChip.PIC_PRIMARY, 5), [0x35, 0x47]),
+            (MsiSource(MSI_ADDRESS_BASE, 0x52), [0x52]),
+            (PinSource(IrqSourceChip.PIC_PRIMARY, 6), [0x36]),
+        )
 
     def test_route_of_another_gsi_stays(self) -> None:
         """A new route of one GSI leaves those of the others."""

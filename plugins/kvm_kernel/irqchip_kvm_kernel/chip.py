@@ -172,7 +172,7 @@ class KvmKernelIrqChip(IrqChipX86_64):
     def route_irq(self, route: IrqRoute) -> None:
         shared = self._shared
         with shared.lock:
-            self._commit(shared, shared.routes.replacing_gsi(route))
+            self._commit(shared, shared.routes.adding(route))
         self.observers.routes_changed(self, shared.routes)
 
     @override
