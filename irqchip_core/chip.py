@@ -104,7 +104,10 @@ class IrqChip(ABC):
 
     @abstractmethod
     def unregister_edge_irq_event(self, irq: int, event: IrqEdgeEvent) -> None:
-        """Undo one registration of `event` (or a clone of it) on `irq`; harmless if there is none."""
+        """Undo one registration of `event` (or a clone of it) on `irq`; harmless if there is none.
+
+        The device may have closed `event` before.
+        """
 
     @abstractmethod
     def register_level_irq_event(self, irq: int, event: IrqLevelEvent, source: IrqEventSource) -> IrqEventIndex | None:
@@ -116,7 +119,10 @@ class IrqChip(ABC):
 
     @abstractmethod
     def unregister_level_irq_event(self, irq: int, event: IrqLevelEvent) -> None:
-        """Undo one registration of `event` (or a clone of it) on `irq`; harmless if there is none."""
+        """Undo one registration of `event` (or a clone of it) on `irq`; harmless if there is none.
+
+        The device may have closed `event` before.
+        """
 
     @abstractmethod
     def route_irq(self, route: IrqRoute) -> None:

@@ -135,10 +135,11 @@ class Event:
         return copy
 
     def close(self) -> None:
-        """Close the descriptor. Closing twice is harmless."""
+        """Close the descriptor. Closing twice is harmless. A closed event is still equal to its clones."""
+        if self._identity is None:
+            self._identity = _open_file_identity(self._fd)
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            self._identity = self._identity or object()
             os.close(fd)
 
     def descriptors(self) -> list[int]:
@@ -167,6 +168,7 @@ class Event:
     def __del__(self) -> None:
         # An event that is dropped must not leak its descriptor; __init__ may have failed before _fd.
         if getattr(self, "_fd", -1) >= 0:
+            self._identity = self._identity or object()  # there is nothing left to compare it with
             self.close()
 
     def __repr__(self) -> str:

@@ -8,7 +8,7 @@ from typing import Self
 
 from typing_extensions import override
 
-from irqchip_core.events import Event
+from irqchip_core.events import Event, _open_file_identity
 
 _MOST_SIGNALS = 1 << 16
 """Bytes to read at once."""
@@ -70,9 +70,10 @@ class SocketPairEvent(Event):
 
     @override
     def close(self) -> None:
+        if self._identity is None:
+            self._identity = _open_file_identity(self._fd)
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            self._identity = self._identity or object()
             self._reader.close()
             self._writer.close()
 

@@ -131,7 +131,6 @@ class Board:
 
     def unregister(self, gsi: int, trigger: Event) -> bool:
         """Take out of the event table; False if it is not there. The last level event of a GSI lowers its line."""
-        trigger.fileno()  # a closed event could not be told from others
         slot = self.events.remove(gsi, trigger)
         if slot is None:
             return False

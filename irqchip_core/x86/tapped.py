@@ -173,7 +173,7 @@ class TappedIrqChip(WrappedIrqChip):
         self._unregister(irq, event)
 
     def _unregister(self, irq: int, event: _DeviceEvent) -> None:
-        self._disconnect(irq, event)  # the inner chip has no such event, but refuses a closed one, and what is no GSI
+        self._disconnect(irq, event)  # the inner chip has no such event, but refuses what is no GSI
         slot = self._taps.table.remove(irq, event.get_trigger())
         if slot is None:
             return

@@ -36,6 +36,11 @@ FAULTS: list[tuple[Maker, str, str]] = [
         "an unregistered edge event reaches nothing, but on vCPU 0 0x45 came, which was not sent",
     ),
     (
+        with_parts(EventTable=wrong.ClosedEventKept),
+        "unregistration_of_a_closed_event",
+        "a closed event that is unregistered reaches nothing, but on vCPU 0 0x45 came",
+    ),
+    (
         with_parts(EventTable=wrong.UnregistrationOfAnyGsi),
         "unregistration_of_a_stranger",
         "unregistering an event on another GSI leaves it registered, but on vCPU 0 0x45 was lost",

@@ -94,6 +94,13 @@ class UnregistrationIgnored(UserspaceIrqChip):
         pass
 
 
+class ClosedEventKept(EventTable):
+    """A closed event is no stranger's, but is not found."""
+
+    def remove(self, gsi: int, trigger: Event) -> EventSlot | None:
+        return None if trigger.closed else super().remove(gsi, trigger)
+
+
 class UnregistrationOfAnyGsi(EventTable):
     def remove(self, gsi: int, trigger: Event) -> EventSlot | None:
         for slot in self.slots():

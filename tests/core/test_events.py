@@ -126,6 +126,14 @@ def test_a_closed_event_says_so_and_closes_twice() -> None:
     assert repr(event) == "<Event closed>"
 
 
+def test_a_closed_event_is_still_equal_to_its_clones_and_to_no_other() -> None:
+    with Event() as original, original.clone() as clone, Event() as other:
+        received = original if hasattr(clone, "_reader") else Event.from_fd(os.dup(original.fileno()))
+        received.close()  # nothing was compared with it before
+        assert received == clone
+        assert received != other
+
+
 def test_a_dropped_event_closes_its_descriptor() -> None:
     fd = Event().fileno()
     with pytest.raises(OSError, match="Bad file descriptor"):

@@ -46,7 +46,6 @@ class Irqfds:
 
     def disconnect(self, gsi: int, trigger: Event) -> bool:
         """Undo one `connect` of this event, or of a clone of it, on `gsi`; False if there is none."""
-        trigger.fileno()  # a closed event could not be told from others
         with self._lock:
             found = next((one for one in self._irqfds if one.gsi == gsi and one.trigger == trigger), None)
             if found is None:

@@ -68,8 +68,6 @@ class Arguments(Scenarios):
                 "registering a closed edge event": lambda: chip.register_edge_irq_event(5, edge, SOURCE),
                 "registering a closed level event": lambda: chip.register_level_irq_event(5, level, SOURCE),
                 "registering half a level event": lambda: chip.register_level_irq_event(5, half, SOURCE),
-                "unregistering a closed edge event": lambda: chip.unregister_edge_irq_event(5, edge),
-                "unregistering a closed level event": lambda: chip.unregister_level_irq_event(5, level),
             },
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from irqchip_core.events import IrqEdgeEvent
+from irqchip_core.events import IrqEdgeEvent, IrqLevelEvent
 from irqchip_core.routes import IrqRoute
 from irqchip_core.testing.bench import SOURCE
 from irqchip_core.testing.conformance.base import Scenarios
@@ -171,6 +171,29 @@ class EdgeEvents(Scenarios):
             machine.chip.unregister_edge_irq_event(5, clone)
         event.trigger()
         machine.cpu.expect_nothing(rule="a clone of an event unregisters it")
+
+    def test_unregistration_of_a_closed_event(self) -> None:
+        """An event that its device has closed is unregistered as any other; harmless if it never was registered."""
+        machine = self.boot()
+        machine.pin(5, 0x45)
+        machine.pin(10, 0x4A, level=True)
+        edge, level = machine.edge(5), machine.level(10)
+        others = [edge.try_clone(), level.try_clone()]
+        strangers = IrqEdgeEvent(), IrqLevelEvent()
+        machine.keep(*others)
+        for event in (edge, level, *strangers):
+            event.close()
+        chip = machine.chip
+        with accepted("the device may close its event before it is unregistered"):
+            for one in (strangers[0], edge):
+                chip.unregister_edge_irq_event(5, one)
+            for other in (strangers[1], level):
+                chip.unregister_level_irq_event(10, other)
+        for clone in others:
+            clone.trigger()
+        rule = "a closed event that is unregistered reaches nothing"
+        machine.cpu.expect_nothing(rule=rule)
+        check(all(clone.clear_trigger(0) for clone in others), rule, "its signal was consumed")
 
     def test_unregistration_of_a_stranger(self) -> None:
         """Unregistering an unknown event, or on another GSI, is harmless and does nothing."""
