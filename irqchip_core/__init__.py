@@ -20,6 +20,7 @@ from irqchip_core.events import (
 from irqchip_core.irq_loop import AsyncIrqLoop, IrqLoop
 from irqchip_core.routes import IrqRoute, IrqSourceChip, MsiSource, PinSource
 from irqchip_core.selection import create_irqchip, create_vm
+from irqchip_core.vcpu_loop import VcpuLoop, VcpuThread, stop_vcpus
 
 __all__ = [
     "Access",
@@ -44,7 +45,10 @@ __all__ = [
     "PinSource",
     "PlatformDeviceId",
     "SystemAllocator",
+    "VcpuLoop",
     "VcpuRunState",
+    "VcpuThread",
     "create_irqchip",
     "create_vm",
+    "stop_vcpus",
 ]

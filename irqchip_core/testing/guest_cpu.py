@@ -11,29 +11,21 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from irqchip_core.chip import VcpuRunState
-from irqchip_core.exits import (
-    Exit,
-    HltExit,
-    InterruptedExit,
-    IoapicEoiExit,
-    IoExit,
-    IrqWindowExit,
-    MmioExit,
-    MsrExit,
-    SetTprExit,
-)
+from typing_extensions import override
+
+from irqchip_core.exits import Exit, IoExit
 from irqchip_core.testing import agent
 from irqchip_core.testing.agent import Operation
 from irqchip_core.testing.verdict import Nonconforming, NotApplicable, check, difference, vectors
 from irqchip_core.vcpu import VcpuX86_64
+from irqchip_core.vcpu_loop import VcpuLoop
 from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86.state import LAPIC_BASE
 
 if TYPE_CHECKING:
     from irqchip_core.testing.bench import Bench
 
-MASKED, EXTINT_MODE, NMI_MODE = reg.LVT_MASKED, 7 << 8, 4 << 8
+MASKED, EXTINT_MODE, NMI_MODE = reg.LVT_MASKED, reg.LVT_EXTINT, reg.LVT_NMI
 SPURIOUS_VECTOR = 0xFF
 NMI_VECTOR = 2
 PIC_EOI = 0x20  # OCW2, non-specific
@@ -48,6 +40,19 @@ class Eoi(enum.IntFlag):
     LAPIC = 1
     PRIMARY = 2
     SECONDARY = 4
+
+
+class _Loop(VcpuLoop):
+    """The vCPU's loop, in which the guest's own ports are those of its `GuestCpu`."""
+
+    def __init__(self, cpu: GuestCpu) -> None:
+        machine = cpu.machine
+        super().__init__(cpu.vcpu, machine.chip, machine.io_bus, machine.mmio_bus)
+        self._cpu = cpu
+
+    @override
+    def serve(self, vm_exit: Exit) -> bool:
+        return (isinstance(vm_exit, IoExit) and self._cpu.serve_agent(vm_exit)) or super().serve(vm_exit)
 
 
 class GuestCpu:
@@ -71,8 +76,7 @@ class GuestCpu:
         self.started: list[int] = []
         self.x2apic = False
         self.mailbox = agent.Mailbox(machine.memory, vcpu.id)
-        self._mmio = machine.mmio_bus.for_vcpu(vcpu.id)
-        self._io = machine.io_bus.for_vcpu(vcpu.id)
+        self._loop = _Loop(self)
         self._seen = 0  # how many of `taken` were asked for
         self._command: memoryview | None = None
         self._timeout = False
@@ -125,22 +129,16 @@ class GuestCpu:
 
     def _run(self, patience: float | None, *, until_started: bool = False) -> bool:
         """Run as a VMM does until the guest asks for an operation; False if that takes too long."""
-        chip, vcpu = self.machine.chip, self.vcpu
         timer = threading.Timer(self.machine.patience if patience is None else patience, self._expire)
         timer.daemon = True
         self._timeout = False
         timer.start()
         try:
-            chip.inject_interrupts(vcpu)  # this may be another thread than before
+            self.machine.chip.inject_interrupts(self.vcpu)  # this may be another thread than before
             while not self._timeout:
-                if chip.wait_until_runnable(vcpu) is VcpuRunState.INTERRUPTED:
-                    continue
-                exit_ = vcpu.run()
-                if isinstance(exit_, IoExit) and exit_.port == agent.COMMAND:
-                    self._command = exit_.data
-                else:
-                    self._serve(exit_)
-                chip.inject_interrupts(vcpu)
+                if (vm_exit := self._loop.step()) is not None:
+                    where = self.vcpu.get_regs().rip
+                    raise Nonconforming(f"a guest runs on, but vCPU {self.id} ended with {vm_exit} at RIP {where:#x}")
                 if self._command is not None or (until_started and self.started):
                     return True
             return False
@@ -150,45 +148,24 @@ class GuestCpu:
 
     def _expire(self) -> None:
         self._timeout = True
-        self.vcpu.kick()
-        self.machine.chip.kick_halted_vcpus()
+        self._loop.kick()
 
-    def _serve(self, exit_: Exit) -> None:
-        match exit_:
-            case IoExit(port=agent.TAKEN):
-                self.taken.append(exit_.data[0])
-            case IoExit(port=agent.STARTED):
-                self.started.append(exit_.data[0])
-            case IoExit(port=agent.CRASHED):
+    def serve_agent(self, vm_exit: IoExit) -> bool:
+        """Take what the guest says of itself at one of its own ports; False for any other port."""
+        match vm_exit.port:
+            case agent.COMMAND:
+                self._command = vm_exit.data
+            case agent.TAKEN:
+                self.taken.append(vm_exit.data[0])
+            case agent.STARTED:
+                self.started.append(vm_exit.data[0])
+            case agent.CRASHED:
                 raise Nonconforming(
-                    f"only what was sent interrupts a guest, but vCPU {self.id} got exception {exit_.data[0]}"
+                    f"only what was sent interrupts a guest, but vCPU {self.id} got exception {vm_exit.data[0]}"
                 )
-            case IoExit():
-                self._io_access(exit_)
-            case MmioExit(is_write=True):
-                self._mmio.write(exit_.address, len(exit_.data), int.from_bytes(exit_.data, "little"))
-            case MmioExit():
-                value = self._mmio.read(exit_.address, len(exit_.data))
-                exit_.data[:] = _answer(value, len(exit_.data))
-            case MsrExit():
-                if not self.machine.chip.handle_msr(self.vcpu, exit_):
-                    self.vcpu.complete_msr(fault=True)
-            case HltExit():
-                self.machine.chip.halted(self.id)
-            case IoapicEoiExit():
-                self.machine.chip.broadcast_eoi(exit_.vector)
-            case InterruptedExit() | IrqWindowExit() | SetTprExit():
-                pass
             case _:
-                where = self.vcpu.get_regs().rip
-                raise Nonconforming(f"a guest runs on, but vCPU {self.id} ended with {exit_} at RIP {where:#x}")
-
-    def _io_access(self, exit_: IoExit) -> None:
-        value = int.from_bytes(exit_.data, "little")
-        if exit_.is_write:
-            self._io.write(exit_.port, exit_.size, value)
-        else:
-            exit_.data[:] = _answer(self._io.read(exit_.port, exit_.size), exit_.size)
+                return False
+        return True
 
     def background(self, operation: Operation) -> Future[bool]:
         """Perform `operation` on a thread of its own; the result is whether it came to its end."""
@@ -381,8 +358,3 @@ class GuestCpu:
         """Leave what was taken so far out of the record."""
         self.taken.clear()
         self._seen = 0
-
-
-def _answer(value: int | None, size: int) -> bytes:
-    """What a read gives; all ones where there is no device, as on a PC."""
-    return b"\xff" * size if value is None else value.to_bytes(size, "little")

@@ -376,7 +376,8 @@ class LapicCore:
         """Interrupt if LINT `pin` is asserted, unmasked, level-triggered and fixed, and not waiting for its EOI."""
         index = _LINT_LVTS[pin] >> 4
         entry = self._regs[index]
-        if not self.lint_levels >> pin & 1 or entry & (reg.LVT_MASKED | 0x700) or not entry & reg.LVT_LEVEL:
+        listens = entry & (reg.LVT_MASKED | reg.LVT_DELIVERY_MODE | reg.LVT_LEVEL) == reg.LVT_LEVEL
+        if not self.lint_levels >> pin & 1 or not listens:
             return IGNORED
         if entry & reg.LVT_REMOTE_IRR:
             return COALESCED

@@ -55,7 +55,10 @@ TIMER_DIVIDE = 0x3E0  # (RW)
 TIMER_DIVIDE_MASK = 0xB
 SELF_IPI = 0x3F0  # (WO) bits 0-7; x2APIC mode only
 
-# Local vector table entry (SDM figure 12-8). Not named: 0-7 vector, 8-10 delivery mode.
+# Local vector table entry (SDM figure 12-8). Not named: 0-7 vector.
+LVT_DELIVERY_MODE = 7 << 8
+LVT_NMI = 4 << 8
+LVT_EXTINT = 7 << 8
 LVT_DELIVERY_STATUS = 1 << 12  # (RO)
 LVT_REMOTE_IRR = 1 << 14  # (RO)
 LVT_LEVEL = 1 << 15

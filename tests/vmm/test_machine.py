@@ -16,9 +16,10 @@ from irqchip_core.bus import Access, BusDevice
 from irqchip_core.errors import Closed, Exhausted, InvalidArgument, IrqChipError, WrongType
 from irqchip_core.exits import InternalErrorExit, UnknownExit
 from irqchip_core.selection import create_irqchip, create_vm
+from irqchip_core.x86.chip import IrqChipX86_64
+from irqchip_core.x86.reset import connect_local_interrupts
 from irqchip_vmm import Machine, Outcome, load_file, load_image
 from irqchip_vmm.memory import GuestMemory
-from irqchip_vmm.vcpu_runner import VcpuRunner
 from tests.guests.assemble import GUESTS
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_leaks"), pytest.mark.timeout(60)]
@@ -291,19 +292,17 @@ def test_ctrl_c_while_threads_start_counts_once_they_have(monkeypatch: pytest.Mo
             signal.signal(signal.SIGINT, before)
 
 
-def test_local_interrupt_pins_are_connected() -> None:
+def test_local_interrupt_pins_are_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    lints: dict[int, tuple[int, int]] = {}
+
+    def look(chip: IrqChipX86_64, vcpu_id: int) -> None:
+        connect_local_interrupts(chip, vcpu_id)
+        regs = chip.get_lapic_state(vcpu_id).regs
+        lints[vcpu_id] = (regs[0x35], regs[0x36])
+
+    monkeypatch.setattr("irqchip_vmm.machine.connect_local_interrupts", look)
     with loaded(Machine(vcpu_count=2), "real/loop") as machine:
-        lints: dict[int, tuple[int, int]] = {}
-        connect = VcpuRunner._connect_local_interrupts
-
-        def look(runner: VcpuRunner) -> None:
-            connect(runner)
-            regs = machine.chip.get_lapic_state(runner.vcpu_id).regs
-            lints[runner.vcpu_id] = (regs[0x35], regs[0x36])
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(VcpuRunner, "_connect_local_interrupts", look)
-            machine.run(0.05)
+        machine.run(0.05)
     # Delivery modes ExtINT and NMI; the mask (bit 16) is as it was at reset.
     assert lints == {0: (0x700, 0x10400), 1: (0x10700, 0x10400)}
 

@@ -14,7 +14,8 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from typing import Self, TypeVar
 
 from irqchip_core.allocator import SystemAllocator
@@ -22,14 +23,17 @@ from irqchip_core.arguments import check_int
 from irqchip_core.bus import Bus, BusDevice
 from irqchip_core.chip import IrqChip, IrqChipCap
 from irqchip_core.clock import VirtualClock
-from irqchip_core.errors import Closed, Exhausted, InvalidArgument, WrongType
+from irqchip_core.errors import Closed, Exhausted, InvalidArgument, IrqChipError, WrongType
 from irqchip_core.events import DeviceId, IrqEventSource, PlatformDeviceId
 from irqchip_core.irq_loop import IrqLoop
 from irqchip_core.routes import IOAPIC_PINS
 from irqchip_core.selection import create_irqchip, create_vm, select
 from irqchip_core.vcpu import VcpuX86_64, Vm
+from irqchip_core.vcpu_loop import VcpuLoop, VcpuThread, stop_vcpus
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.cpuid import MAX_XAPIC_ID, vcpu_cpuid
+from irqchip_core.x86.reset import connect_local_interrupts
+from irqchip_vmm import vcpu_end
 from irqchip_vmm.device_loop import DeviceLoop, Timer
 from irqchip_vmm.devices import debug_exit, generator, i8042, rtc, uart
 from irqchip_vmm.ending import End, Ending, Outcome, RunResult, ctrl_c_later
@@ -37,13 +41,14 @@ from irqchip_vmm.interrupts import EdgeIrq, LevelIrq, MsiIrq
 from irqchip_vmm.loaders.image import Image
 from irqchip_vmm.memory import GuestMemory, check_size
 from irqchip_vmm.trace import InjectedInterrupt, trace
-from irqchip_vmm.vcpu_runner import VcpuRunner
-from irqchip_vmm.vcpu_thread import VcpuThread, VirtualTimeThread, join
+from irqchip_vmm.virtual_time import VirtualTimeThread
 
 _log = logging.getLogger(__name__)
 _Irq = TypeVar("_Irq", EdgeIrq, LevelIrq, MsiIrq)
 
 MAX_VCPUS = MAX_XAPIC_ID
+JOIN_SECONDS = 10.0
+"""How long all vCPUs may take to end before `Machine.run` gives up on them."""
 VIRTUAL_WALL_TIME = 946_684_800
 """What the real-time clock shows when virtual time begins, in seconds since 1970: the start of the year 2000."""
 
@@ -94,8 +99,7 @@ class Machine:
                 remedy="give the VM as hypervisor",
             )
         self.vcpu_count = vcpu_count
-        self._runners: list[VcpuRunner] = []
-        self._vcpu_threads: list[VcpuThread] = []
+        self._vcpu_threads: list[VcpuThread | VirtualTimeThread] = []
         self._ending = Ending(self._ended)
         self._on_end = on_end
         self._started = False
@@ -309,23 +313,26 @@ class Machine:
                 self._image.set_sregs(sregs)
                 vcpu.set_sregs(sregs)
                 vcpu.set_regs(self._image.regs)
+            connect_local_interrupts(self.chip, vcpu.id)
 
-        for vcpu_id in range(self.vcpu_count):
-            handles = (self.io_bus.for_vcpu(vcpu_id), self.mmio_bus.for_vcpu(vcpu_id))
-            self._runners.append(VcpuRunner(vcpu_id, self.vm, self.chip, *handles, prepare, self._ending))
+        barrier = threading.Barrier(2 if self.virtual_clock is not None else self.vcpu_count + 1)
         others: list[Callable[[], None]] = []
+        parts = [
+            (self.vm, self.chip, vcpu_id, self.io_bus, self.mmio_bus, prepare) for vcpu_id in range(self.vcpu_count)
+        ]
         if self.virtual_clock is None:
-            barrier = threading.Barrier(self.vcpu_count + 1)
-            self._vcpu_threads += [VcpuThread([runner], barrier, self._ending) for runner in self._runners]
+            for part in parts:
+                self._vcpu_threads.append(VcpuThread(*part, on_end=self._vcpu_ended, barrier=barrier))
             irq_loop = IrqLoop(self.chip)
             self._cleanup.append(irq_loop.stop)
             others = [self._loop.start, irq_loop.start]
         else:
-            barrier = threading.Barrier(2)
-            alone = VirtualTimeThread(
-                self._runners, barrier, self._ending, chip=self.chip, devices=self._loop, clock=self.virtual_clock
+            make = [partial(VcpuLoop.made, *part) for part in parts]
+            self._vcpu_threads.append(
+                VirtualTimeThread(
+                    make, barrier, self._ending, chip=self.chip, devices=self._loop, clock=self.virtual_clock
+                )
             )
-            self._vcpu_threads.append(alone)
         try:
             for start in [*(thread.start for thread in self._vcpu_threads), *others]:
                 start()
@@ -350,23 +357,35 @@ class Machine:
         _log.error("a device failed", exc_info=error)
         self._ending.finish(Outcome.ERROR, detail=f"a device failed: {type(error).__name__}: {error}")
 
+    def _vcpu_ended(self, thread: VcpuThread) -> None:
+        if thread.outcome is not None:
+            vcpu_end.finish(self._ending, thread.vcpu_id, thread.loop, thread.outcome)
+
     def _ended(self) -> None:
-        self._kick()
+        for thread in self._vcpu_threads:
+            thread.stop()
         self._on_end()
 
-    def _kick(self) -> None:
-        for thread in self._vcpu_threads:
-            thread.kick()
-        if self._vcpu_threads:
-            self.chip.kick_halted_vcpus()
-
     def _join(self) -> None:
-        join(self._vcpu_threads, self._kick)
+        if left := stop_vcpus(self._vcpu_threads, JOIN_SECONDS):
+            raise IrqChipError(
+                f"{', '.join(thread.name for thread in left)} did not end within {JOIN_SECONDS:g} seconds",
+                subject="Machine",
+                remedy="see that the console and devices return; on_end says when",
+            )
+
+    def _loops(self) -> Iterator[VcpuLoop]:
+        for thread in self._vcpu_threads:
+            if isinstance(thread, VirtualTimeThread):
+                yield from thread.loops
+            elif thread.loop is not None:
+                yield thread.loop
 
     def _result(self, end: End, seconds: float) -> RunResult:
         exits: Counter[str] = Counter()
-        for runner in self._runners:
-            exits.update(runner.exits)
+        for loop in self._loops():
+            for kind, count in loop.exits.items():
+                exits[kind.__name__] += count
         return RunResult(
             end=end,
             seconds=seconds,
