@@ -1,4 +1,4 @@
-"""The vCPU loop: what every VMM does with a vCPU, from one exit of guest code to the next.
+"""The vCPU loop: what every VMM does with a vCPU, from one exit of guest code to the next::
 
     wait_until_runnable ── INTERRUPTED ──► back to the caller
             │ RUNNABLE
