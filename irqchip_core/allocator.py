@@ -25,16 +25,26 @@ class SystemAllocator:
             raise InvalidArgument(
                 f"range {first} to {last} is empty", subject="SystemAllocator", argument="first, last"
             )
-        self._first = first
+        self._first = self._lowest = first
         self._last = last
         self._taken = {irq for irq in reserved if first <= irq <= last}
         self._lock = threading.Lock()
 
+    def _free(self, lowest: int) -> int | None:
+        """The lowest free number that is `lowest` or above. With the lock."""
+        return next((irq for irq in range(max(lowest, self._lowest), self._last + 1) if irq not in self._taken), None)
+
+    def _exhausted(self, lowest: int) -> Exhausted:
+        return Exhausted(
+            f"all interrupt numbers from {max(lowest, self._lowest)} to {self._last} are taken",
+            subject="SystemAllocator",
+            remedy="release some, or make the allocator with a higher last number",
+        )
+
     def allocate_irq(self) -> int | None:
         """Take the lowest free number; None if none is left."""
         with self._lock:
-            irq = next((irq for irq in range(self._first, self._last + 1) if irq not in self._taken), None)
-            if irq is not None:
+            if (irq := self._free(self._lowest)) is not None:
                 self._taken.add(irq)
             return irq
 
@@ -45,15 +55,21 @@ class SystemAllocator:
             Exhausted: None is left; nothing was taken.
         """
         with self._lock:
-            for irq in range(max(lowest, self._first), self._last + 1):
-                if irq not in self._taken:
-                    self._taken.add(irq)
-                    return irq
-        raise Exhausted(
-            f"all interrupt numbers from {max(lowest, self._first)} to {self._last} are taken",
-            subject="SystemAllocator",
-            remedy="release some, or make the allocator with a higher last number",
-        )
+            if (irq := self._free(lowest)) is None:
+                raise self._exhausted(lowest)
+            self._taken.add(irq)
+            return irq
+
+    def start_at(self, lowest: int) -> None:
+        """Give out no number below `lowest` any more. Those can still be reserved and released.
+
+        Raises:
+            Exhausted: No other number is free. All is as before.
+        """
+        with self._lock:
+            if self._free(lowest) is None:
+                raise self._exhausted(lowest)
+            self._lowest = max(lowest, self._lowest)
 
     def reserve_irq(self, irq: int) -> bool:
         """Take this number; False if it is taken already or not in the range."""

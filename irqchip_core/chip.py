@@ -210,8 +210,12 @@ class IrqChip(ABC):
     def finalize_devices(self, allocator: SystemAllocator, io_bus: Bus, mmio_bus: Bus) -> None:
         """Put the chip's own devices on the buses. Once, when all devices are there, before vCPUs run.
 
+        From then on `allocator` gives out numbers above those of the IOAPIC's pins, for MSIs: the next one is the
+        lowest free number that is not below the number of pins.
+
         Raises:
-            InvalidArgument: A range is taken, by a second call for instance.
+            InvalidArgument: A range is taken, the allocator has no such number, or it is the second call. Buses and
+                allocator are as before.
         """
 
     @abstractmethod

@@ -18,11 +18,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping
 
-from irqchip_core.allocator import SystemAllocator
 from irqchip_core.arguments import check_int, check_type
-from irqchip_core.bus import Bus, BusDevice
+from irqchip_core.bus import Bus
 from irqchip_core.clock import Clock
-from irqchip_core.errors import InvalidArgument
 from irqchip_core.event_table import EventSlot, EventTable
 from irqchip_core.events import (
     Event,
@@ -43,6 +41,7 @@ from irqchip_core.x86.board_devices import (
 )
 from irqchip_core.x86.counters import GsiCount
 from irqchip_core.x86.effects import Effects, Resample
+from irqchip_core.x86.finalization import Place
 from irqchip_core.x86.ioapic import Ioapic
 from irqchip_core.x86.lapic_timer import SHORTEST_PERIOD
 from irqchip_core.x86.msi import Message, decode_msi
@@ -58,7 +57,6 @@ _PIC_LINES = {IrqSourceChip.PIC_PRIMARY: 0, IrqSourceChip.PIC_SECONDARY: 8}
 _DIRECT, _PULSED, _RESAMPLED = 1, 2, 4
 _RESTORED = 8  # a restored line, of which nobody has said yet that it is his: any of the first and third can release it
 _RELEASES = {_DIRECT: _DIRECT | _RESTORED, _PULSED: _PULSED, _RESAMPLED: _RESAMPLED | _RESTORED}
-_Place = tuple[Bus, BusDevice, int, int]
 
 
 class Board:
@@ -119,7 +117,6 @@ class Board:
         self._delayed_trigger = Event()
         self._timer = IrqEdgeEvent()
         self.events.append(TIMER_GSI, self._timer, TIMER_SOURCE)
-        self._finalized = False
 
     # Events
 
@@ -407,39 +404,13 @@ class Board:
 
     # Buses
 
-    def put_on(self, allocator: SystemAllocator, io_bus: Bus, mmio_bus: Bus, others: Iterable[_Place] = ()) -> None:
-        """Put the parts, and `others`, on the buses; use up the interrupt numbers of the IOAPIC's pins.
-
-        Raises:
-            InvalidArgument: It was done before, or a range is taken. Nothing was put anywhere.
-        """
-        if self._finalized:
-            raise InvalidArgument("the devices are on their buses already", subject=self.name, remedy="call it once")
-        places: list[_Place] = [
+    def places(self, io_bus: Bus, mmio_bus: Bus) -> list[Place]:
+        """Where guests find the parts."""
+        return [
             *((io_bus, PicPorts(self), base, length) for base, length in PIC_RANGES),
             *((io_bus, PitPorts(self), base, length) for base, length in PIT_RANGES),
             (mmio_bus, IoapicPage(self), IOAPIC_BASE, IOAPIC_LENGTH),
-            *others,
         ]
-        done: list[tuple[Bus, int]] = []
-        try:
-            for bus, device, base, length in places:
-                bus.insert(device, base, length)
-                done.append((bus, base))
-            while (irq := allocator.allocate_irq()) is not None and irq < self.ioapic.pins:
-                pass
-            if irq is None:
-                raise InvalidArgument(
-                    "it has no number above those of the IOAPIC's pins",
-                    subject=self.name,
-                    argument="allocator",
-                    remedy=f"make it with a last number above {self.ioapic.pins}",
-                )
-        except BaseException:
-            for bus, base in done:
-                bus.remove(base)
-            raise
-        self._finalized = True
 
     # State
 

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.arguments import check_int, check_type
-from irqchip_core.bus import Bus, BusDevice
+from irqchip_core.bus import Bus
 from irqchip_core.chip import IrqChipCap
 from irqchip_core.clock import Clock
 from irqchip_core.errors import Closed
@@ -24,6 +24,7 @@ from irqchip_core.routes import IrqRoute, RoutingTable
 from irqchip_core.x86.board import Board
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.counters import ChipCounters
+from irqchip_core.x86.finalization import Finalization, Place
 from irqchip_core.x86.msi import Message
 from irqchip_core.x86.state import IoapicState, PicSelect, PicState, PitState
 
@@ -66,6 +67,7 @@ class BoardChip(IrqChipX86_64):
             entries_changed=self._entries_changed,
             commit_routes=self._commit_routes,
         )
+        self._finalization = Finalization(self.name, pins)
         self._alarm = self._clock.alarm(self._expire)
         self._open = True
 
@@ -232,21 +234,12 @@ class BoardChip(IrqChipX86_64):
 
     @override
     def finalize_devices(self, allocator: SystemAllocator, io_bus: Bus, mmio_bus: Bus) -> None:
-        self._put_on(allocator, io_bus, mmio_bus)
+        self._finalize(allocator, io_bus, mmio_bus)
 
-    def _put_on(
-        self,
-        allocator: SystemAllocator,
-        io_bus: Bus,
-        mmio_bus: Bus,
-        others: Iterable[tuple[Bus, BusDevice, int, int]] = (),
-    ) -> None:
+    def _finalize(self, allocator: SystemAllocator, io_bus: Bus, mmio_bus: Bus, others: Iterable[Place] = ()) -> None:
         """Put the board, and `others`, on the buses, and let time count."""
         self._check_open()
-        check_type(allocator, SystemAllocator, subject=self.name, argument="allocator")
-        check_type(io_bus, Bus, subject=self.name, argument="io_bus")
-        check_type(mmio_bus, Bus, subject=self.name, argument="mmio_bus")
-        self._board.put_on(allocator, io_bus, mmio_bus, others)
+        self._finalization.perform(allocator, io_bus, mmio_bus, [*self._board.places(io_bus, mmio_bus), *others])
         self._alarm.start()
 
     @override

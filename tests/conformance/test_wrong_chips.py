@@ -233,6 +233,31 @@ FAULTS: list[tuple[Maker, str, str]] = [
     ),
     # Handles, state and arguments
     (
+        wrong.NumberBurnt,
+        "numbers_of_pins_are_kept",
+        "after finalize_devices the next numbers are the free ones from the number of pins up, but it is .26, 27",
+    ),
+    (
+        wrong.PinsGivenOut,
+        "numbers_of_pins_are_kept",
+        "after finalize_devices the next numbers are the free ones from the number of pins up, but it is .10, 11",
+    ),
+    (
+        wrong.RefusedAllocatorEmptied,
+        "allocator_without_a_number_above_the_pins",
+        "a refused finalize_devices leaves the allocator as it was, but it is .None",
+    ),
+    (
+        wrong.RefusedDevicesStay,
+        "allocator_without_a_number_above_the_pins",
+        "a refused finalize_devices leaves nothing on the buses, but",
+    ),
+    (
+        wrong.FinalizedTwice,
+        "devices_are_put_on_buses_once",
+        "a second finalize_devices is refused .InvalidArgument., but it was accepted",
+    ),
+    (
         wrong.StaleClone,
         "clone_made_before_sees_what_comes_after",
         "a clone sees routes that are made after it, but on vCPU 0 0x51 was lost",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, Self
 from unittest import mock
 
 import irqchip_core.x86.board
 import irqchip_core.x86.board_chip
 import irqchip_userspace.chip
+from irqchip_core.allocator import SystemAllocator
+from irqchip_core.bus import Bus, BusDevice
 from irqchip_core.chip import IrqChip, IrqChipCap, MPState
-from irqchip_core.errors import InvalidRoute
+from irqchip_core.errors import InvalidArgument, InvalidRoute
 from irqchip_core.event_table import EventSlot, EventTable
 from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
 from irqchip_core.routes import IrqRoute, IrqSourceChip, MsiSource, PinSource
@@ -439,6 +441,47 @@ class InterruptStartsAnyProcessor(UserspaceIrqChip):
 
 
 # Handles, state and arguments
+
+
+class NumberBurnt(UserspaceIrqChip):
+    """`finalize_devices` takes the first number above the pins, which no device gets."""
+
+    def finalize_devices(self, allocator: SystemAllocator, io_bus: Bus, mmio_bus: Bus) -> None:
+        super().finalize_devices(allocator, io_bus, mmio_bus)
+        allocator.allocate_irq()
+
+
+class PinsGivenOut(UserspaceIrqChip):
+    """`finalize_devices` leaves the numbers of the pins to any device."""
+
+    def finalize_devices(self, allocator: SystemAllocator, io_bus: Bus, mmio_bus: Bus) -> None:
+        super().finalize_devices(SystemAllocator(), io_bus, mmio_bus)
+
+
+class RefusedAllocatorEmptied(UserspaceIrqChip):
+    """`finalize_devices` takes the numbers of the pins one by one, and keeps them if there is none above."""
+
+    def finalize_devices(self, allocator: SystemAllocator, io_bus: Bus, mmio_bus: Bus) -> None:
+        while (irq := allocator.allocate_irq()) is not None and irq < 23:
+            pass
+        super().finalize_devices(allocator, io_bus, mmio_bus)
+
+
+class RefusedDevicesStay(UserspaceIrqChip):
+    """`finalize_devices` looks at the allocator when the devices are on the buses."""
+
+    def finalize_devices(self, allocator: SystemAllocator, io_bus: Bus, mmio_bus: Bus) -> None:
+        try:
+            super().finalize_devices(allocator, io_bus, mmio_bus)
+        except InvalidArgument:
+            io_bus.insert(BusDevice(), 0x20, 2)
+            raise
+
+
+class FinalizedTwice(UserspaceIrqChip):
+    def finalize_devices(self, allocator: SystemAllocator, io_bus: Bus, mmio_bus: Bus) -> None:
+        with suppress(InvalidArgument):
+            super().finalize_devices(allocator, io_bus, mmio_bus)
 
 
 class StaleClone(UserspaceIrqChip):

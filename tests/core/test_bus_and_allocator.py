@@ -173,3 +173,20 @@ def test_allocating_from_a_number_up_takes_that_one_only() -> None:
         SystemAllocator(30, 30, frozenset({30})).allocate_irq_from(24)
     with pytest.raises(InvalidArgument, match="is empty"):
         SystemAllocator(9, 8)
+
+
+def test_an_allocator_that_starts_higher_gives_out_no_lower_number() -> None:
+    allocator = SystemAllocator(first=5, last=26, reserved=frozenset({25}))
+    assert allocator.allocate_irq() == 5
+    allocator.start_at(24)
+    assert allocator.release_irq(5)
+    assert allocator.allocate_irq_from(0) == 24
+    for lowest in (25, 27, 10_000):
+        taken = allocator.reserve_irq(26)
+        with pytest.raises(Exhausted):
+            allocator.start_at(lowest)
+        if taken:
+            allocator.release_irq(26)
+    allocator.start_at(5)  # never back
+    assert [allocator.allocate_irq() for _ in range(2)] == [26, None]
+    assert allocator.reserve_irq(5)  # a line of someone's choice

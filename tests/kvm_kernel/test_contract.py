@@ -231,7 +231,7 @@ def test_finalize_devices_claims_nothing(chip: KvmKernelIrqChip) -> None:
     allocator, io_bus, mmio_bus = SystemAllocator(), Bus("I/O"), Bus("MMIO")
     chip.finalize_devices(allocator, io_bus, mmio_bus)
     assert io_bus.devices() == mmio_bus.devices() == []
-    assert allocator.allocate_irq() == 9
+    assert allocator.allocate_irq() == 24
 
 
 def test_capabilities_are_those_of_kvm(vm: KvmVm, chip: KvmKernelIrqChip) -> None:

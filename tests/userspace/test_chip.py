@@ -101,8 +101,8 @@ def test_no_thread_before_finalize_devices_and_one_after() -> None:
     assert threading.active_count() == before
 
 
-def test_finalize_devices_uses_up_the_numbers_of_the_pins_and_one_more(board: Board) -> None:
-    assert board.allocator.allocate_irq() == 25
+def test_finalize_devices_keeps_the_numbers_of_the_pins(board: Board) -> None:
+    assert board.allocator.allocate_irq() == 24
     assert [(base, length) for base, length, _ in board.io.devices()] == [
         (0x20, 2), (0x40, 8), (0x61, 1), (0xA0, 2), (0x4D0, 2),
     ]  # fmt: skip
@@ -122,6 +122,15 @@ def test_a_taken_range_leaves_the_buses_as_they_were() -> None:
         assert allocator.allocate_irq() == 9
         mmio.remove(LAPIC)
         chip.finalize_devices(allocator, io, mmio)
+
+
+def test_a_chip_with_more_pins_keeps_more_numbers() -> None:
+    with UserspaceIrqChip(FakeVm(), 1, pins=240) as chip:
+        with pytest.raises(InvalidArgument, match=r"no free number from 240 up.*a last number of 240 or more"):
+            chip.finalize_devices(SystemAllocator(5, 239), Bus(), Bus())
+        allocator = SystemAllocator()
+        chip.finalize_devices(allocator, Bus(), Bus())
+        assert allocator.allocate_irq() == 240
 
 
 def test_what_is_no_bus_or_allocator_is_refused(no_leaks: None) -> None:

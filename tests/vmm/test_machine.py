@@ -163,6 +163,12 @@ def test_lines_are_given_out_from_11_up_and_messages_from_25() -> None:
 
 def test_running_out_of_lines() -> None:
     with Machine() as machine:
+        while machine.edge_irq(name="one of many").gsi < 23:
+            pass
+        for _ in range(2):
+            with pytest.raises(Exhausted, match="all lines are taken; share a line: give its gsi"):
+                machine.edge_irq(name="one too many")
+        assert machine.msi_irq(name="a message").gsi == 25  # no line took it
         while machine.allocator.allocate_irq() is not None:
             pass
         with pytest.raises(Exhausted):

@@ -222,8 +222,10 @@ class Machine:
 
     def _free_line(self) -> int:
         gsi = self.allocator.allocate_irq()
-        if gsi is None:
-            raise Exhausted("all interrupt numbers are taken", subject="Machine", remedy="share a line: give its gsi")
+        if gsi is None or gsi >= IOAPIC_PINS:  # those drive no pin
+            if gsi is not None:
+                self.allocator.release_irq(gsi)
+            raise Exhausted("all lines are taken", subject="Machine", remedy="share a line: give its gsi")
         return gsi
 
     def _keep(self, irq: _Irq) -> _Irq:

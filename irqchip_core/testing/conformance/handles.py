@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable
 
 from irqchip_core.allocator import SystemAllocator
@@ -11,11 +10,12 @@ from irqchip_core.chip import IrqChip, IrqChipCap, MPState
 from irqchip_core.errors import Closed, InvalidArgument, IrqChipError, UnknownVcpu, WrongType
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
 from irqchip_core.observers import ChipObserver
-from irqchip_core.routes import IOAPIC_PINS, IrqRoute
+from irqchip_core.routes import IrqRoute
 from irqchip_core.testing.bench import SOURCE, Bench
 from irqchip_core.testing.conformance.base import Scenarios, needs
 from irqchip_core.testing.conformance.vcpus import need_sleep_in_chip
 from irqchip_core.testing.verdict import NotApplicable, accepted, check, check_equal, refused
+from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.msi import MSI_ADDRESS_BASE
 from irqchip_core.x86.state import PicSelect
 
@@ -76,36 +76,77 @@ class Basics(Scenarios):
         machine.cpu.expect(0x51, rule="a vCPU added again takes interrupts")
 
     def test_devices_are_put_on_buses_once(self) -> None:
-        """A second `finalize_devices` puts nothing on the buses."""
+        """A second `finalize_devices` is refused and puts nothing on the buses."""
         machine = self.boot()
-        before = machine.io_bus.devices(), machine.mmio_bus.devices()
-        with contextlib.suppress(InvalidArgument):
-            machine.chip.finalize_devices(machine.allocator, machine.io_bus, machine.mmio_bus)
-        after = machine.io_bus.devices(), machine.mmio_bus.devices()
-        check(before == after, "a second finalize_devices changes no bus", "it did")
+        with machine.chip.try_clone() as clone:
+            for chip in (machine.chip, clone):
+                for fresh in (False, True):
+                    io_bus, mmio_bus = (Bus("I/O"), Bus("MMIO")) if fresh else (machine.io_bus, machine.mmio_bus)
+                    allocator = SystemAllocator() if fresh else machine.allocator
+                    before = io_bus.devices(), mmio_bus.devices()
+                    with refused(InvalidArgument, "a second finalize_devices is refused"):
+                        chip.finalize_devices(allocator, io_bus, mmio_bus)
+                    after = io_bus.devices(), mmio_bus.devices()
+                    check(before == after, "a second finalize_devices changes no bus", "it did")
+                    if fresh:
+                        check_equal(allocator.allocate_irq(), 9, "a second finalize_devices changes no allocator")
 
     def test_devices_find_their_place_taken(self) -> None:
-        """Where a range is taken, `finalize_devices` is refused and leaves the buses as they were."""
+        """Where a range is taken, `finalize_devices` is refused and leaves buses and allocator as they were."""
         machine = self.boot()
         if not machine.mmio_bus.devices():
             raise NotApplicable("needs controllers on the buses; this chip's are all in the hypervisor")
-        base, length, device = machine.mmio_bus.devices()[-1]
+        places = [(0, *place) for place in machine.io_bus.devices()]
+        places += [(1, *place) for place in machine.mmio_bus.devices()]
         vm = self.lab.create_vm()
         with vm, self.lab.create_chip(vm) as chip:
-            io_bus, mmio_bus = Bus("I/O"), Bus("MMIO")
-            mmio_bus.insert(device, base, length)
-            with refused(InvalidArgument, "finalize_devices refuses a bus whose range is taken"):
-                chip.finalize_devices(SystemAllocator(), io_bus, mmio_bus)
-            left = io_bus.devices() + mmio_bus.devices()
-            check_equal(len(left), 1, "a refused finalize_devices leaves nothing on the buses")
+            allocator = SystemAllocator()
+            for which, base, length, device in places:
+                buses = Bus("I/O"), Bus("MMIO")
+                buses[which].insert(device, base + length - 1, 1)
+                with refused(InvalidArgument, "finalize_devices refuses a bus whose range is taken"):
+                    chip.finalize_devices(allocator, *buses)
+                left = buses[0].devices() + buses[1].devices()
+                check_equal(len(left), 1, "a refused finalize_devices leaves nothing on the buses")
+            _finalize(chip, allocator)
+            check_equal(allocator.allocate_irq(), _pins(chip), "a refused finalize_devices takes no number")
 
-    def test_numbers_of_pins_are_used_up(self) -> None:
-        """After `finalize_devices` devices get interrupt numbers above the IOAPIC's pins, for MSIs."""
-        machine = self.boot()
-        if not machine.ioapic_in_chip:
-            raise NotApplicable("needs an IOAPIC in the chip; the hypervisor's uses up no interrupt numbers")
-        number = machine.allocator.allocate_irq()
-        check(number is not None and number > IOAPIC_PINS, "an MSI's number is above the IOAPIC's pins", number)
+    def test_numbers_of_pins_are_kept(self) -> None:
+        """After `finalize_devices` devices get the free numbers from the number of pins up, each of them once."""
+        pins = _pins(self.boot().chip)
+        for allocator, due in (
+            (SystemAllocator(), [pins, pins + 2, pins + 3]),
+            (SystemAllocator(first=5), [pins, pins + 2, pins + 3]),
+            (SystemAllocator(first=pins + 1), [pins + 3, pins + 4, pins + 5]),
+            (SystemAllocator(reserved=frozenset({pins, pins + 3})), [pins + 2, pins + 4, pins + 5]),
+        ):
+            vm = self.lab.create_vm()
+            with vm, self.lab.create_chip(vm) as chip:
+                given = [allocator.allocate_irq() or 0, allocator.allocate_irq_from(pins + 1)]
+                _finalize(chip, allocator)
+                rule = "after finalize_devices the next numbers are the free ones from the number of pins up"
+                check_equal([allocator.allocate_irq() for _ in due], due, rule)
+                rule = "finalize_devices leaves to devices the numbers they have"
+                check(not any(allocator.reserve_irq(irq) for irq in given), rule, "it freed some")
+
+    def test_allocator_without_a_number_above_the_pins(self) -> None:
+        """An allocator with no free number above the pins' is refused, and it and the buses stay as they were."""
+        vm = self.lab.create_vm()
+        with vm, self.lab.create_chip(vm) as chip:
+            pins = _pins(chip)
+            for reserved in (frozenset[int](), frozenset(range(pins, pins + 3))):
+                allocator = SystemAllocator(5, pins + 2 if reserved else pins - 4, reserved)
+                io_bus, mmio_bus = Bus("I/O"), Bus("MMIO")
+                with refused(InvalidArgument, "finalize_devices refuses an allocator without a number above the pins'"):
+                    chip.finalize_devices(allocator, io_bus, mmio_bus)
+                rule = "a refused finalize_devices leaves the allocator as it was"
+                low = range(5, pins if reserved else pins - 3)
+                check_equal([allocator.allocate_irq() for _ in low], list(low), rule)
+                check_equal(allocator.allocate_irq(), None, rule)
+                left = io_bus.devices() + mmio_bus.devices()
+                check_equal(left, [], "a refused finalize_devices leaves nothing on the buses")
+            with accepted("a chip that refused finalize_devices takes it later"):
+                _finalize(chip, SystemAllocator())
 
     def test_observers_are_told(self) -> None:
         """Observers hear of registrations and routes, once each, with the GSI."""
@@ -146,6 +187,14 @@ class Basics(Scenarios):
         """A chip is made for one vCPU or more."""
         with self.lab.create_vm() as vm, refused(IrqChipError, "a chip for no vCPU is refused"):
             self.lab.create_chip(vm, 0).close()
+
+
+def _pins(chip: IrqChipX86_64) -> int:
+    return len(chip.get_ioapic_state().redirect_table)
+
+
+def _finalize(chip: IrqChip, allocator: SystemAllocator) -> None:
+    chip.finalize_devices(allocator, Bus("I/O"), Bus("MMIO"))
 
 
 class Handles(Scenarios):

@@ -22,9 +22,10 @@ from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
 from irqchip_core.errors import Closed, InvalidArgument, WrongType
 from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqEventToken, IrqLevelEvent
 from irqchip_core.hookspecs import Probe
-from irqchip_core.routes import IrqRoute, RoutingTable, default_routes
+from irqchip_core.routes import IOAPIC_PINS, IrqRoute, RoutingTable, default_routes
 from irqchip_core.vcpu import Vcpu, Vm
 from irqchip_core.x86.chip import IrqChipX86_64
+from irqchip_core.x86.finalization import Finalization
 from irqchip_core.x86.lapic_registers import IA32_APIC_BASE
 from irqchip_core.x86.state import IoapicState, LapicState, PicSelect, PicState, PitState
 from irqchip_kvm import Irqfds, KvmVm, VcpuSlots
@@ -76,6 +77,7 @@ class _Shared:
         self.vcpus = VcpuSlots(NAME, vm, vcpu_count)
         self.irqfds = Irqfds(vm)
         self.routes = RoutingTable(default_routes(), subject=NAME)  # KVM_CREATE_IRQCHIP installs the same
+        self.finalization = Finalization(NAME, IOAPIC_PINS)
         self.capabilities = lapic_capabilities(vm)
         self.handles = 1
         self.lock = threading.Lock()
@@ -243,7 +245,7 @@ class KvmKernelIrqChip(IrqChipX86_64):
 
     @override
     def finalize_devices(self, allocator: SystemAllocator, io_bus: Bus, mmio_bus: Bus) -> None:
-        self._check_open()
+        self._shared.finalization.perform(allocator, io_bus, mmio_bus)
 
     @override
     def process_delayed_irq_events(self) -> None:

@@ -403,7 +403,7 @@ class UserspaceIrqChip(BoardChip):
     @override
     def finalize_devices(self, allocator: SystemAllocator, io_bus: Bus, mmio_bus: Bus) -> None:
         pages = _Pages(self, mmio_bus)
-        self._put_on(allocator, io_bus, mmio_bus, [(mmio_bus, pages, LAPIC_BASE, LAPIC_LENGTH)])
+        self._finalize(allocator, io_bus, mmio_bus, [(mmio_bus, pages, LAPIC_BASE, LAPIC_LENGTH)])
         self._shared.pages = pages
 
     # The x86 extension
