@@ -111,7 +111,8 @@ class Engine:
         memory: Guest memory. What is added later this engine does not know.
         native_msrs: MSRs that the emulator keeps by itself; all others stop it.
         cpuid: From (EAX, ECX) to (EAX, EBX, ECX, EDX).
-        on_block: Called with linear address and size of each block of code that gets translated.
+        on_block: Called with linear address and size of each block of code that gets translated. The engine stops
+            before the block with the event it gives, if it gives one.
 
     Attributes:
         context: The state. `run` leaves it saved and restores what was changed in it.
@@ -124,7 +125,7 @@ class Engine:
         memory: GuestMemory,
         native_msrs: frozenset[int],
         cpuid: Callable[[int, int], tuple[int, int, int, int]],
-        on_block: Callable[[int, int], None],
+        on_block: Callable[[int, int], int | None],
     ) -> None:
         self._memory = memory
         self._cpuid = cpuid
@@ -221,8 +222,13 @@ class Engine:
         """The value of an MSR that the emulator keeps; 0 if the VMM keeps it."""
         return int(self._uc.msr_read(index)) if index in self._native_msrs else 0
 
-    def _add_hooks(self, on_block: Callable[[int, int], None]) -> None:
+    def _add_hooks(self, on_block: Callable[[int, int], int | None]) -> None:
         uc = self._uc
+
+        def on_edge(uc: Any, block: Any, previous: object, data: object) -> None:
+            if (event := on_block(block.pc, block.size)) is not None:
+                self._event(event)
+
         self._hooks = [
             uc.hook_add(UC_HOOK_INTR, self._on_interrupt),
             uc.hook_add(UC_HOOK_INSN, self._on_in, aux1=UC_X86_INS_IN),
@@ -232,7 +238,7 @@ class Engine:
             uc.hook_add(UC_HOOK_INSN, lambda uc, data: self._event(vmcb.SYSENTER), aux1=UC_X86_INS_SYSENTER),
             uc.hook_add(UC_HOOK_MEM_READ_PROT, self._on_read),
             uc.hook_add(UC_HOOK_MEM_WRITE_PROT, self._on_write),
-            uc.hook_add(UC_HOOK_EDGE_GENERATED, lambda uc, block, previous, data: on_block(block.pc, block.size)),
+            uc.hook_add(UC_HOOK_EDGE_GENERATED, on_edge),
         ]
 
     def _map_memory(self) -> None:

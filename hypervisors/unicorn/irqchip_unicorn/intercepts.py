@@ -25,6 +25,7 @@ _REX = range(0x40, 0x50)
 _REX_B = 1
 _INS = (b"\x6c", b"\x6d")
 _MOV_CR = b"\x0f\x22"
+_STI, _MOV_SEGMENT, _POP_SS = b"\xfb", b"\x8e", b"\x17"
 _RDTSCP = b"\x0f\x01\xf9"
 _DR7_ENABLES = 0xFF
 _DR7_FIXED = 0x400
@@ -58,6 +59,22 @@ class Intercepts:
         _, at, _ = self._instruction(context.rip)
         context.rip = context.rip + at + length & (_M64 if context.hflags & c.HF_CS64 else _M32)
         context.hflags &= ~c.HF_INHIBIT_IRQ
+
+    def renews_shadow(self) -> bool:
+        """Whether the instruction at RIP, in an interrupt shadow, begins one of its own.
+
+        MOV SS and POP SS do so after STI, and STI does after MOV SS and POP SS. STI sets IF: where IF is 1 it shadows
+        nothing. Of MOV SS and POP SS in a row only the first does (Intel SDM vol. 2, MOV and STI).
+        """
+        context, rip = self._context, self._context.rip
+        code, at, _ = self._instruction(rip)
+        wide = context.hflags & c.HF_CS64
+        if code[at : at + 1] == _STI:
+            return not context.rflags & state.IF
+        loads_ss = code[at : at + 1] == _POP_SS and not wide
+        if code[at : at + 1] == _MOV_SEGMENT and at + 1 < len(code):
+            loads_ss = code[at + 1] >> 3 & 7 == c.SS
+        return loads_ss and rip > 0 and self._instruction(rip - 1)[0][:1] == _STI
 
     def _set_pair(self, value: int) -> None:
         self._context.set_register(c.RAX, value & _M32)
@@ -134,6 +151,7 @@ class Intercepts:
         size = state.DESC_L if context.efer & state.EFER_LMA else state.DESC_B
         context.set_segment(c.CS, selector, 0, _M32, flat | state.DESC_CODE | size)
         context.set_segment(c.SS, selector + 8, 0, _M32, flat | state.DESC_B)
+        context.hflags &= ~c.HF_INHIBIT_IRQ
         state.update_hflags(context)
 
     # --- CR8 and DR7

@@ -57,7 +57,7 @@ class Processor:
         msrs, cpuid: What is kept beside them.
         kicked: `step` shall give `InterruptedExit`. Any thread may set it.
         window_requested: It shall give `IrqWindowExit` as soon as an interrupt can be injected.
-        interrupt: The vector that was injected, until it is delivered.
+        interrupt: The vector that was injected, until it is delivered: when IF is 1 and no shadow holds it back.
         nmis: Number of NMIs that wait.
         port: The read from a port whose answer is to come, and where.
         msr: Likewise; the answer None raises #GP.
@@ -101,9 +101,11 @@ class Processor:
 
     def ready_for_interrupt(self) -> bool:
         """Whether an external interrupt can be injected now."""
+        return self.interrupt is None and self._takes_interrupts()
+
+    def _takes_interrupts(self) -> bool:
         context = self.context
-        can = context.rflags & state.IF and not context.hflags & c.HF_INHIBIT_IRQ
-        return bool(can) and self.interrupt is None
+        return bool(context.rflags & state.IF) and not context.hflags & c.HF_INHIBIT_IRQ
 
     def abandon(self) -> None:
         """Forget what the last exit left to complete."""
@@ -185,7 +187,9 @@ class Processor:
             return None  # its instruction goes first
         self._look_around()
         shadow = self.context.hflags & c.HF_INHIBIT_IRQ
-        if self.interrupt is not None:  # before an NMI, whose handler it must not interrupt
+        # Before an NMI, whose handler it must not interrupt. It was injected when the guest could take it, but the
+        # instruction that the exit had left to complete may have cleared IF, loaded SS, or faulted since.
+        if self.interrupt is not None and self._takes_interrupts():
             vector, self.interrupt = self.interrupt, None
             self._delivery.interrupt(vector)
         if self.nmis and not self._nmi_blocked:
@@ -197,7 +201,7 @@ class Processor:
             self._delivery.interrupt(NMI)
         if self.window_requested and self.ready_for_interrupt():
             return _IRQ_WINDOW
-        if bool(self.context.hflags2 & c.HF2_GIF) != self.window_requested:
+        if bool(self.context.hflags2 & c.HF2_GIF) != (self.window_requested or self.interrupt is not None):
             self.context.hflags2 ^= c.HF2_GIF
         return self._after(self._execute(count))
 
@@ -235,7 +239,7 @@ class Processor:
             case Stop.SLICE | Stop.MMIO:
                 return None
             case Stop.HALT:
-                return _HLT
+                return None if self._wakes() else _HLT
             case Stop.PORT:
                 assert engine.port is not None
                 return self._port_exit(engine.port)
@@ -244,6 +248,11 @@ class Processor:
             case _:
                 engine.log.clear()
                 return self._cannot_emulate()
+
+    def _wakes(self) -> bool:
+        """Whether what was injected, and waited for the end of a shadow, ends HLT."""
+        nmi = self.nmis and not self._nmi_blocked
+        return bool(nmi) or (self.interrupt is not None and self._takes_interrupts())
 
     def _port_exit(self, access: PortAccess) -> Exit:
         self._intercepts.check_port(access)
@@ -263,35 +272,43 @@ class Processor:
             vector = intno - vmcb.EXCEPTION
             raise GuestFault(vector, context.error_code, self.engine.fault_address if vector == PAGE_FAULT else 0)
         elif intno == vmcb.WINDOW:
-            return _IRQ_WINDOW
+            return _IRQ_WINDOW if self.interrupt is None else None
         elif intno == vmcb.MSR:
             return self._msr_exit(is_write=context.error_code != 0)
         elif intno == vmcb.RDTSC:
             intercepts.read_tsc()
         elif intno == vmcb.WRITE_CR8:
             return _SET_TPR if intercepts.write_cr8() else None
-        elif intno in (vmcb.WRITE_CR0, vmcb.WRITE_CR4):
-            intercepts.check_control_register()
-            return self._past(vmcb.INTERCEPT_CR_WRITES)
+        elif intno in vmcb.REPEATED:
+            return self._repeat(intno)
         elif vmcb.WRITE_DR0 <= intno < vmcb.WRITE_DR0 + 8:
             intercepts.write_dr7()
         elif intno == vmcb.SYSCALL:
             intercepts.syscall(self.engine.native_msr)
         elif intno == vmcb.SYSENTER:
             intercepts.sysenter(self.engine.native_msr)
-        elif intno == vmcb.IRET:
-            context.intercept &= ~vmcb.INTERCEPT_IRET
-            self._nmi_blocked = False
-            return self._after(self._execute(1))
         else:
             raise GuestFault(UD)
         return None
 
-    def _past(self, cr_writes: int) -> Exit | None:
+    def _repeat(self, intno: int) -> Exit | None:
         """Let the instruction do what was intercepted."""
-        self.context.intercept_cr_write &= ~cr_writes
+        context, cr_writes = self.context, 0
+        if intno == vmcb.IRET:
+            context.intercept &= ~vmcb.INTERCEPT_IRET
+            self._nmi_blocked = False
+        elif intno == vmcb.RENEWED_SHADOW:
+            # The emulator would let the first shadow end and begin no other. What it has translated for that is
+            # dropped, so that the next time comes here too.
+            self.engine.forget_translations()
+            context.hflags &= ~c.HF_INHIBIT_IRQ
+            context.hflags2 &= ~c.HF2_GIF
+        else:
+            self._intercepts.check_control_register()
+            cr_writes = vmcb.INTERCEPT_CR_WRITES
+        context.intercept_cr_write &= ~cr_writes
         stop = self._execute(1)
-        self.context.intercept_cr_write |= cr_writes
+        context.intercept_cr_write |= cr_writes
         return self._after(stop)
 
     def _software_interrupt_length(self, vector: int) -> int:
@@ -317,12 +334,15 @@ class Processor:
         osxsave = bool(context.cr(4) & state.CR4_OSXSAVE)
         return self.cpuid.answer(leaf, subleaf, osxsave=osxsave, apic=bool(self.msrs.apic_base & APIC_BASE_ENABLE))
 
-    def _on_block(self, linear: int, size: int) -> None:
+    def _on_block(self, linear: int, size: int) -> int | None:
         self.context.save()
+        if self.context.hflags & c.HF_INHIBIT_IRQ and self._intercepts.renews_shadow():
+            return vmcb.RENEWED_SHADOW
         while size > 0:
             here = min(size, PAGE_SIZE - linear % PAGE_SIZE)
             try:
                 self._code.add(self._paging.translate(linear, quiet=True), here)
             except GuestFault:
-                return
+                break
             linear, size = linear + here, size - here
+        return None

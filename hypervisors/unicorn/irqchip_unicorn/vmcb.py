@@ -25,8 +25,9 @@ MSR = FIRST_EXIT + 0x7C
 SHUTDOWN = FIRST_EXIT + 0x7F
 
 SYSCALL, SYSENTER = 0x1000, 0x1001  # not of the VMCB: Unicorn has hooks for them, and nothing else; RIP is behind
+RENEWED_SHADOW = 0x1002  # likewise: the instruction at RIP, not executed yet, inhibits interrupts once more
 
-REPEATED = frozenset({WRITE_CR0, WRITE_CR4, IRET})
+REPEATED = frozenset({WRITE_CR0, WRITE_CR4, IRET, RENEWED_SHADOW})
 """After these the same instruction is executed once more, not intercepted."""
 
 _SVM_INSTRUCTIONS = range(FIRST_EXIT + 0x80, FIRST_EXIT + 0x87)  # VMRUN to SKINIT
