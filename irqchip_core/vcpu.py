@@ -71,6 +71,14 @@ class VcpuX86_64(Vcpu, Protocol):  # noqa: N801
         """Inject an NMI."""
         ...
 
+    def take_init(self) -> None:
+        """Take an INIT, as far as `set_regs` and `set_sregs` do not (Intel SDM vol. 3, table 11-1).
+
+        No event is pending or being delivered, neither interrupts nor NMIs are blocked, and the debug registers are
+        as after reset.
+        """
+        ...
+
     def set_interrupt_window_requested(self, requested: bool) -> None:
         """Ask for an `IrqWindowExit` as soon as an interrupt can be injected, or take that back."""
         ...

@@ -20,6 +20,7 @@ class FakeVcpu:
         ready: Whether an external interrupt can be injected.
         injected: Vectors injected, in order.
         nmis: How many NMIs were injected.
+        inits: How many INITs it took.
         window_requested: Whether an exit was asked for as soon as `ready`.
         kicks: How often the vCPU was kicked.
         exits: What `run` returns, first to last; then it waits for a kick.
@@ -31,6 +32,7 @@ class FakeVcpu:
         self.ready = ready
         self.injected: list[int] = []
         self.nmis = 0
+        self.inits = 0
         self.window_requested = False
         self.kicks = 0
         self.exits: list[Exit] = []
@@ -70,6 +72,9 @@ class FakeVcpu:
 
     def inject_nmi(self) -> None:
         self.nmis += 1
+
+    def take_init(self) -> None:
+        self.inits += 1
 
     def set_interrupt_window_requested(self, requested: bool) -> None:
         self.window_requested = requested

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -107,8 +107,17 @@ class GuestCpu:
         """Run a vCPU that waits for a start-up IPI; the vector it starts with, or None if it does not."""
         before = len(self.started)
         self._command = None
-        self._run(None, until_started=True)
+        self._run(None, lambda: len(self.started) > before)
         return self.started[-1] if len(self.started) > before else None
+
+    def run_into_handler(self) -> int | None:
+        """Let in what is pending, and stop in the handler of the first interrupt; its vector, or None."""
+        before = len(self.taken)
+        if self._command is not None:
+            self._command[:] = int(Operation.OPEN).to_bytes(4, "little")
+            self._command = None
+        self._run(None, lambda: len(self.taken) > before)
+        return self._next()
 
     def enter_agent(self) -> None:
         """Give a vCPU, after a start-up IPI for instance, the guest anew."""
@@ -127,8 +136,8 @@ class GuestCpu:
         self.vcpu.set_regs(saved.vcpu.get_regs())
         self.x2apic = saved.x2apic
 
-    def _run(self, patience: float | None, *, until_started: bool = False) -> bool:
-        """Run as a VMM does until the guest asks for an operation; False if that takes too long."""
+    def _run(self, patience: float | None, until: Callable[[], bool] = lambda: False) -> bool:
+        """Run as a VMM does until the guest asks for an operation, or `until`; False if that takes too long."""
         timer = threading.Timer(self.machine.patience if patience is None else patience, self._expire)
         timer.daemon = True
         self._timeout = False
@@ -139,7 +148,7 @@ class GuestCpu:
                 if (vm_exit := self._loop.step()) is not None:
                     where = self.vcpu.get_regs().rip
                     raise Nonconforming(f"a guest runs on, but vCPU {self.id} ended with {vm_exit} at RIP {where:#x}")
-                if self._command is not None or (until_started and self.started):
+                if self._command is not None or until():
                     return True
             return False
         finally:

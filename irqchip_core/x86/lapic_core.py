@@ -126,7 +126,7 @@ class LapicCore:
         self._reset_registers()
 
     def init(self) -> Effects:
-        """The processor takes an INIT: all but id, mode, LDR in x2APIC mode and pending NMIs is reset (12.4.7.3)."""
+        """The processor takes an INIT: all but id, mode and LDR in x2APIC mode is reset (12.4.7.3)."""
         before = self.timer.wake_at
         self._reset_registers()
         return self.timer_effects(before)
@@ -234,8 +234,9 @@ class LapicCore:
         """
         mode = message.delivery_mode
         if mode > LOWEST_PRIORITY:
-            if message.level == 0:
-                self.ignored += 1  # INIT level de-assert: nothing since the Pentium 4
+            if message.level == 0 and message.trigger_mode == LEVEL:
+                # INIT level de-assert: nothing since the Pentium 4. An edge is an INIT, whatever its level (12.6.1).
+                self.ignored += 1
                 return IGNORED
             return self._accept_event(mode, message.vector)
         if not self._accepting:

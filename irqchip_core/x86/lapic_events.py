@@ -31,8 +31,8 @@ class PendingEvents(NamedTuple):
             return self if self.nmis == _MAXIMUM_NMIS else self._replace(nmis=self.nmis + 1)
         if delivery_mode == SMI:
             return self if self.smi else self._replace(smi=True)
-        if delivery_mode == INIT:  # it forgets a start-up that came before
-            return self if self.init and self.startup_vector is None else self._replace(init=True, startup_vector=None)
+        if delivery_mode == INIT:
+            return self if self == _INIT else _INIT
         if delivery_mode == STARTUP:
             return self if self.startup_vector == vector else self._replace(startup_vector=vector)
         if delivery_mode == EXTINT:
@@ -41,3 +41,4 @@ class PendingEvents(NamedTuple):
 
 
 NO_EVENTS = PendingEvents()
+_INIT = PendingEvents(init=True)  # INIT takes away what came before it: it would be dropped with the processor's state

@@ -84,7 +84,7 @@ class Message(NamedTuple):
         destination: 32 bits: an APIC id, or a set of APICs in LOGICAL mode; BROADCAST for all.
         destination_mode: PHYSICAL or LOGICAL.
         trigger_mode: EDGE or LEVEL.
-        level: 1 to assert, 0 to deassert (only INIT knows that).
+        level: 1 to assert. 0 with LEVEL is the INIT level de-assert; it means nothing else.
         shorthand: NO_SHORTHAND to ALL_EXCLUDING_SELF; else `destination` does not count.
         redirection_hint: 1 to deliver to the one APIC of lowest priority among the destinations.
     """

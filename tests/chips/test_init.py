@@ -138,6 +138,20 @@ def test_its_task_priority_is_that_of_reset(pair: Pair) -> None:
     assert pair.vcpu.get_sregs().cr8 == 0
 
 
+@pytest.mark.parametrize("code", [b"\x66\xb8\x78\x56\x34\x12\x0f\x23\xc0\xf4"], indirect=True)  # mov %eax, %dr0; hlt
+def test_debug_registers_and_edx_are_those_of_reset(pair: Pair) -> None:
+    start = b"\x0f\x21\xc0\x66\xe7\x10\x66\x89\xd0\x66\xe7\x10"  # the starter's: out %dr0; out %edx
+    pair.memory[START : START + len(start)] = start
+    assert pair.run() == HltExit()
+    pair.send(INIT)
+    pair.send(STARTUP | START_PAGE)
+    pair.chip.inject_interrupts(pair.vcpu)
+    for expected in (0, 0x600):  # SDM vol. 3, table 11-1
+        exit_ = pair.run()
+        assert isinstance(exit_, IoExit)
+        assert int.from_bytes(exit_.data, "little") == expected
+
+
 @pytest.mark.parametrize("code", [b"\xfb\x90\xf4"], indirect=True)  # sti; nop; hlt
 def test_what_is_injected_is_not_replaced_before_the_guest_has_it_and_goes_with_init(pair: Pair) -> None:
     assert pair.run() == HltExit()

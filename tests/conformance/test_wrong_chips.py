@@ -231,6 +231,21 @@ FAULTS: list[tuple[Maker, str, str]] = [
         "interrupt_starts_no_processor",
         "a fixed interrupt does not start a processor that is UNINITIALIZED, but it is <MPState.RUNNABLE",
     ),
+    (
+        with_parts(Lapic=wrong.InitNeedsItsLevel),
+        "every_form_of_init",
+        "0x500 in ICR is an INIT, after which a start-up IPI starts a vCPU, but it is None and not 3",
+    ),
+    (
+        with_parts(Lapic=wrong.DeassertIsAnInit),
+        "init_level_deassert",
+        "the INIT level de-assert does nothing, but on vCPU 1 0x91 was lost",
+    ),
+    (
+        with_parts(Processor=wrong.NmisBlockedAfterInit),
+        "init_unblocks_nmis",
+        "INIT unblocks NMIs, but on vCPU 1 the NMI was lost",
+    ),
     # Handles, state and arguments
     (
         wrong.NumberBurnt,

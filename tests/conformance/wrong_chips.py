@@ -26,7 +26,7 @@ from irqchip_core.x86.effects import Effects
 from irqchip_core.x86.ioapic import MASKED as ENTRY_MASKED
 from irqchip_core.x86.ioapic import Ioapic, LineResult
 from irqchip_core.x86.lapic import Lapic
-from irqchip_core.x86.lapic_core import LapicCore
+from irqchip_core.x86.lapic_core import IGNORED, LapicCore
 from irqchip_core.x86.msi import Message
 from irqchip_core.x86.pic import Pic
 from irqchip_core.x86.state import ChipSnapshot
@@ -430,6 +430,27 @@ class RunnersNotKicked(Processor):
 class MpStateNotKept(UserspaceIrqChip):
     def set_mp_state(self, vcpu_id: int, state: MPState) -> None:
         super().set_mp_state(vcpu_id, MPState.RUNNABLE if state is MPState.HALTED else state)
+
+
+class InitNeedsItsLevel(Lapic):
+    """Each INIT with level 0 is a de-assert, that of an edge too."""
+
+    def accept(self, message: Message) -> int:
+        return IGNORED if message.level == 0 else super().accept(message)
+
+
+class DeassertIsAnInit(Lapic):
+    def accept(self, message: Message) -> int:
+        return super().accept(message._replace(level=1))
+
+
+class NmisBlockedAfterInit(Processor):
+    __slots__ = ()
+
+    def initialize(self) -> None:
+        assert self.vcpu is not None
+        with mock.patch.object(self.vcpu, "take_init"):
+            super().initialize()
 
 
 class InterruptStartsAnyProcessor(UserspaceIrqChip):

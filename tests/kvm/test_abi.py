@@ -21,6 +21,7 @@ pytestmark = pytest.mark.gcc
 STRUCTS = {
     "kvm_cpuid2": abi.CPUID2,
     "kvm_cpuid_entry2": abi.CPUID_ENTRY2,
+    "kvm_debugregs": abi.DEBUGREGS,
     "kvm_dtable": abi.DTABLE,
     "kvm_enable_cap": abi.ENABLE_CAP,
     "kvm_interrupt": abi.INTERRUPT,
@@ -89,6 +90,7 @@ FIELDS: dict[str, tuple[Struct, str, list[str]]] = {
     "cpuid entry": (
         abi.CPUID_ENTRY2, "kvm_cpuid_entry2", ["function", "index", "flags", "eax", "ebx", "ecx", "edx"],
     ),
+    "debugregs": (abi.DEBUGREGS, "kvm_debugregs", ["db", "db[1]", "db[2]", "db[3]", "dr6", "dr7"]),
     "segment": (
         abi.SEGMENT, "kvm_segment",
         ["base", "limit", "selector", "type", "present", "dpl", "db", "s", "l", "g", "avl", "unusable"],

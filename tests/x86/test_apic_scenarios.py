@@ -274,6 +274,7 @@ def test_both_agree_on(scenario: Scenario, boards: tuple[Board, KvmBoard]) -> No
     [
         (0x4400, PendingEvents(nmis=1), 1, MPState.RUNNABLE),
         (0x4500, PendingEvents(init=True), 0, MPState.INIT_RECEIVED),
+        (0x0500, PendingEvents(init=True), 0, MPState.INIT_RECEIVED),
         (0xC500, PendingEvents(init=True), 0, MPState.INIT_RECEIVED),
         (0x8500, None, 0, MPState.RUNNABLE),
     ],

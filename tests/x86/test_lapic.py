@@ -12,7 +12,7 @@ from irqchip_core.x86.effects import ApicBaseChanged, Effects, EoiBroadcast
 from irqchip_core.x86.lapic import Lapic
 from irqchip_core.x86.lapic_core import COALESCED, DELIVERED, IGNORED, NO_VECTOR
 from irqchip_core.x86.lapic_events import PendingEvents
-from irqchip_core.x86.msi import EXTINT, INIT, LEVEL, LOWEST_PRIORITY, NMI, REMOTE_READ, SMI, STARTUP, Message
+from irqchip_core.x86.msi import EDGE, EXTINT, INIT, LEVEL, LOWEST_PRIORITY, NMI, REMOTE_READ, SMI, STARTUP, Message
 from irqchip_core.x86.state import LapicState
 
 MASKED = reg.LVT_MASKED
@@ -313,6 +313,21 @@ def test_init_forgets_an_earlier_startup_and_the_newest_startup_counts() -> None
     assert apic.take_events() == PendingEvents(init=True, startup_vector=3)
 
 
+def test_init_forgets_an_earlier_nmi_and_keeps_a_later_one() -> None:
+    apic = lapic()
+    for message in (Message(0, NMI), Message(0, EXTINT), Message(0, INIT), Message(0, NMI)):
+        assert apic.accept(message) == DELIVERED
+    assert apic.take_events() == PendingEvents(init=True, nmis=1)
+    assert [apic.accept(Message(0, INIT)) for _ in range(2)] == [DELIVERED, COALESCED]
+
+
+@pytest.mark.parametrize(("trigger_mode", "level"), [(EDGE, 0), (EDGE, 1), (LEVEL, 1)])
+def test_an_init_of_each_form(trigger_mode: int, level: int) -> None:
+    apic = lapic()
+    assert apic.accept(Message(0, INIT, trigger_mode=trigger_mode, level=level)) == DELIVERED
+    assert apic.take_events() == PendingEvents(init=True)
+
+
 def test_init_deassert_and_remote_read_mean_nothing() -> None:
     apic = lapic()
     assert apic.accept(Message(0, INIT, trigger_mode=LEVEL, level=0)) == IGNORED
@@ -321,7 +336,7 @@ def test_init_deassert_and_remote_read_mean_nothing() -> None:
     assert apic.ignored == 2
 
 
-def test_init_resets_all_but_id_base_and_nmis() -> None:
+def test_init_resets_all_but_id_and_base() -> None:
     apic = lapic(5, bsp=True)
     serve(apic, 0x45)
     for offset in (reg.TPR, reg.LDR, reg.DFR, reg.LVT_TIMER, reg.TIMER_DIVIDE, reg.TIMER_INITIAL_COUNT):

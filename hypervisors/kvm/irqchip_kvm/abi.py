@@ -39,6 +39,7 @@ REGS = Struct("<18Q")
 SEGMENT = Struct("<QIH8BBx")
 SREGS = Struct("<192s32s5QQQ4Q")  # 8 segments, 2 tables, cr0 cr2 cr3 cr4 cr8, efer, apic_base, bitmap
 USERSPACE_MEMORY_REGION = Struct("<IIQQQ")  # slot, flags, guest_phys_addr, memory_size, userspace_addr
+DEBUGREGS = Struct("<6Q80x")  # DR0-DR3, DR6, DR7; flags, which must be 0
 VCPU_EVENTS = Struct("<4BI4B3BxII4BB26xBQ")
 
 
@@ -118,6 +119,7 @@ KVM_NMI = _io("KVM_NMI", 0x9A)
 KVM_GET_TSC_KHZ = _io("KVM_GET_TSC_KHZ", 0xA3)
 KVM_GET_VCPU_EVENTS = _ior("KVM_GET_VCPU_EVENTS", 0x9F, VCPU_EVENTS.size)
 KVM_SET_VCPU_EVENTS = _iow("KVM_SET_VCPU_EVENTS", 0xA0, VCPU_EVENTS.size)
+KVM_SET_DEBUGREGS = _iow("KVM_SET_DEBUGREGS", 0xA2, DEBUGREGS.size)
 
 
 class Cap(enum.IntEnum):
@@ -227,6 +229,7 @@ X2APIC_API_USE_32BIT_IDS = 1 << 0
 X2APIC_API_DISABLE_BROADCAST_QUIRK = 1 << 1
 X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST = 1 << 2  # this and the next: Linux 6.19, and kernels it was ported back to
 X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST = 1 << 3
+DR6_RESET, DR7_RESET = 0xFFFF0FF0, 0x400  # Intel SDM vol. 3, table 11-1
 VCPUEVENT_VALID_NMI_PENDING = 1 << 0
 VCPUEVENT_VALID_SIPI_VECTOR = 1 << 1
 VCPUEVENT_VALID_SHADOW = 1 << 2

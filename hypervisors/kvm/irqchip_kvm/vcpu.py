@@ -310,6 +310,15 @@ class KvmVcpu:
         """Inject an NMI (KVM_NMI)."""
         self._call(abi.KVM_NMI)
 
+    def take_init(self) -> None:
+        """Take an INIT, as far as `set_regs` and `set_sregs` do not, as KVM does itself with its own local APIC.
+
+        Interrupts, exceptions and NMIs that are pending or being delivered are dropped, neither interrupts nor NMIs
+        are blocked, and the debug registers are as after reset (Intel SDM vol. 3, table 11-1).
+        """
+        self._call(abi.KVM_SET_DEBUGREGS, abi.DEBUGREGS.pack(0, 0, 0, 0, abi.DR6_RESET, abi.DR7_RESET))
+        self.set_vcpu_events(VcpuEvents(flags=abi.VCPUEVENT_VALID_NMI_PENDING | abi.VCPUEVENT_VALID_SHADOW))
+
     # --- processor state
 
     def get_regs(self) -> Regs:

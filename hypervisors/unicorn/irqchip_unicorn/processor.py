@@ -112,6 +112,16 @@ class Processor:
         self.port = self.msr = None
         self.engine.log.clear()
 
+    def take_init(self) -> None:
+        """Drop what waits for the guest, end what blocks it, and reset what `state` does not."""
+        self.abandon()
+        self.interrupt = None
+        self.nmis = 0
+        self._nmi_blocked = False
+        self.context.intercept &= ~vmcb.INTERCEPT_IRET
+        self.context.hflags &= ~c.HF_INHIBIT_IRQ
+        state.reset_debug_registers(self.context)
+
     def step(self, count: int = SLICE) -> Exit | None:
         """Go on for up to `count` instructions; None if there is nothing for user space to do yet."""
         return self._go(lambda: self._report() or self._complete() or self._enter(count))

@@ -164,5 +164,12 @@ def reset(context: Context) -> None:
             cr0=CR0_RESET,
         ),
     )
+    reset_debug_registers(context)
+
+
+def reset_debug_registers(context: Context) -> None:
+    """Debug registers as after power-up and INIT (same table)."""
+    for number in range(4):
+        context.set_dr(number, 0)
     context.set_dr(6, 0xFFFF0FF0)
     context.set_dr(7, 0x400)

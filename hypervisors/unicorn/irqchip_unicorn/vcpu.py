@@ -251,6 +251,14 @@ class UnicornVcpu:
         with self._use():
             self._processor.nmis = min(self._processor.nmis + 1, _MOST_NMIS)
 
+    def take_init(self) -> None:
+        """Take an INIT, as far as `set_regs` and `set_sregs` do not (Intel SDM vol. 3, table 11-1).
+
+        Interrupts and NMIs that wait are dropped, neither are blocked, and the debug registers are as after reset.
+        """
+        with self._use():
+            self._processor.take_init()
+
     # --- processor state
 
     def get_regs(self) -> Regs:

@@ -7,6 +7,7 @@ from irqchip_core.testing import agent
 from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.conformance.base import Scenarios, needs
 from irqchip_core.testing.conformance.messages import CLUSTER_MODEL, expect_only, set_flat_ids
+from irqchip_core.testing.guest_cpu import NMI_VECTOR
 from irqchip_core.testing.verdict import check, check_equal
 from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86 import msi
@@ -20,6 +21,35 @@ def command(
 ) -> int:
     """Bits 0-31 of the interrupt command register."""
     return vector | mode << 8 | shorthand << msi.ICR_SHORTHAND_SHIFT | logical * LOGICAL | bits
+
+
+def start(machine: Bench, init: int) -> None:
+    """Let vCPU 1 be started by vCPU 0, and give it the guest; `init` is level and trigger of the INIT."""
+    target = machine.cpus[1]
+    machine.cpu.send_ipi(command(0, mode=msi.INIT, bits=init), destination=1)
+    machine.cpu.send_ipi(command(agent.STARTUP_VECTOR, mode=msi.STARTUP), destination=1)
+    rule = f"{command(0, mode=msi.INIT, bits=init):#x} in ICR is an INIT, after which a start-up IPI starts a vCPU"
+    check_equal(target.run_until_started(), agent.STARTUP_VECTOR, rule)
+    target.enter_agent()
+    target.enable_apic()
+
+
+def expect_every_form_of_init(machine: Bench) -> None:
+    """Demand that each INIT resets vCPU 1."""
+    for bits in (0, ASSERT, ASSERT | LEVEL):
+        machine.cpus[1].apic_write(reg.TPR, 0x70)
+        start(machine, bits)
+        check_equal(machine.cpus[1].apic_read(reg.TPR), 0, "INIT clears TPR")
+
+
+def expect_no_init(machine: Bench) -> None:
+    """Demand that the INIT level de-assert does nothing to vCPU 1."""
+    target, rule = machine.cpus[1], "the INIT level de-assert does nothing"
+    target.apic_write(reg.TPR, 0x70)
+    machine.cpu.send_ipi(command(0, mode=msi.INIT, bits=LEVEL), destination=1)
+    machine.send_msi(0x91, destination=1)
+    target.expect(0x91, rule=rule)
+    check_equal(target.apic_read(reg.TPR), 0x70, rule)
 
 
 class Ipis(Scenarios):
@@ -111,6 +141,27 @@ class Ipis(Scenarios):
         machine.cpu.send_ipi(command(0x52), destination=1)
         target.expect(0x52, rule="a vCPU that was started takes interrupts")
         check_equal(len(target.started), 1, "the second start-up IPI is ignored")
+
+    @needs(IrqChipCap.MP_STATE_GET_SET)
+    def test_every_form_of_init(self) -> None:
+        """An edge is an INIT at either level, and so is a level that is asserted (SDM vol. 3, 12.6.1)."""
+        expect_every_form_of_init(self.boot(vcpus=2))
+
+    @needs(IrqChipCap.MP_STATE_GET_SET)
+    def test_init_level_deassert(self) -> None:
+        """The INIT level de-assert does nothing (SDM vol. 3, 12.6.1)."""
+        expect_no_init(self.boot(vcpus=2))
+
+    @needs(IrqChipCap.MP_STATE_GET_SET)
+    def test_init_unblocks_nmis(self) -> None:
+        """A processor that gets an INIT in its NMI handler takes the next NMI after it was started."""
+        machine = self.boot(vcpus=2)
+        target = machine.cpus[1]
+        machine.cpu.send_ipi(command(0, mode=msi.NMI), destination=1)
+        check_equal(target.run_into_handler(), NMI_VECTOR, "an NMI IPI is an NMI at its destination")
+        start(machine, ASSERT)
+        machine.cpu.send_ipi(command(0, mode=msi.NMI), destination=1)
+        target.expect_nmi(rule="INIT unblocks NMIs")
 
     @needs(IrqChipCap.MP_STATE_GET_SET)
     def test_init_resets_the_local_apic(self) -> None:
@@ -206,6 +257,18 @@ class X2apicIpis(Scenarios):
         machine = self._boot(3)
         machine.cpu.send_ipi(command(0x52, shorthand=msi.ALL_EXCLUDING_SELF))
         expect_only(machine, {1, 2}, 0x52, "an IPI to all excluding self reaches all the others")
+
+    @needs(IrqChipCap.X2APIC)
+    @needs(IrqChipCap.MP_STATE_GET_SET)
+    def test_x2apic_every_form_of_init(self) -> None:
+        """An edge is an INIT at either level, and so is a level that is asserted; x2APIC mode stays."""
+        expect_every_form_of_init(self._boot())
+
+    @needs(IrqChipCap.X2APIC)
+    @needs(IrqChipCap.MP_STATE_GET_SET)
+    def test_x2apic_init_level_deassert(self) -> None:
+        """The INIT level de-assert does nothing."""
+        expect_no_init(self._boot())
 
     @needs(IrqChipCap.X2APIC)
     def test_x2apic_ipi_to_xapic(self) -> None:

@@ -11,6 +11,7 @@ from irqchip_core.chip import MPState
 from irqchip_core.exits import InterruptedExit
 from irqchip_core.vcpu import VcpuX86_64
 from irqchip_core.x86.lapic import Lapic
+from irqchip_core.x86.lapic_events import PendingEvents
 from irqchip_core.x86.registers import DescriptorTable, Regs, Segment, Sregs
 
 RUNNABLE, HALTED = MPState.RUNNABLE, MPState.HALTED
@@ -18,6 +19,7 @@ RUNNABLE, HALTED = MPState.RUNNABLE, MPState.HALTED
 CR0_ET = 1 << 4
 CR0_KEPT = 3 << 29  # CD and NW survive INIT
 RESET_RIP = 0xFFF0
+FAMILY_6 = 0x600
 CODE, DATA, LDT, BUSY_TSS = 11, 3, 2, 11
 
 
@@ -125,6 +127,8 @@ class Processor:
             for _ in range(events.nmis):
                 self.vcpu.inject_nmi()
                 self.mp_state = RUNNABLE
+        elif events.nmis:  # they wait for the start-up IPI
+            self.lapic.events = PendingEvents(nmis=events.nmis)
 
     def can_run(self) -> bool:
         """Whether it executes, or would if an interrupt came."""
@@ -140,6 +144,7 @@ class Processor:
         assert self.vcpu is not None
         while not isinstance(self.vcpu.complete_io(), InterruptedExit):
             pass  # or the access of its last exit would be completed into the registers set here
+        self.vcpu.take_init()
         old = self.vcpu.get_sregs()
         self.vcpu.set_sregs(
             Sregs(
@@ -153,7 +158,7 @@ class Processor:
                 apic_base=self.lapic.apic_base,
             )
         )
-        self.vcpu.set_regs(Regs(rip=RESET_RIP))
+        self.vcpu.set_regs(Regs(rip=RESET_RIP, rdx=FAMILY_6))
         self.push()
 
     def start_up(self, vector: int) -> None:
