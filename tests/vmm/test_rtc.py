@@ -9,24 +9,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irqchip_vmm.device_loop import FEW_TIMERS, DeviceLoop
-from irqchip_vmm.devices.rtc import NS, Rtc, periodic_ns
+from irqchip_vmm.devices.rtc import NS, UIP_NS, Rtc, periodic_ns
 from tests.vmm.fakes import FakeTimers, Port
 
 START = calendar.timegm((2024, 2, 28, 23, 59, 58))  # a Wednesday before a leap day
 A, B, C, D = 0x0A, 0x0B, 0x0C, 0x0D
 SET, PIE, AIE, UIE, BINARY, H24 = 0x80, 0x40, 0x20, 0x10, 0x04, 0x02
 IRQF, PF, AF, UF = 0x80, 0x40, 0x20, 0x10
+UIP = 0x80
 
 
 class Rig:
     def __init__(self, wall_time: int = START, memory_size: int = 0) -> None:
         self.timers = FakeTimers(now=5 * NS)
         self.irqs = 0
+        self.times: list[int] = []
         self.rtc = Rtc(self._count, self.timers, wall_time=wall_time, memory_size=memory_size)
         self.port = Port(self.rtc, 0x70)
 
     def _count(self) -> None:
         self.irqs += 1
+        self.times.append(self.timers.now())
 
     def __getitem__(self, register: int) -> int:
         self.port.write(0, register)
@@ -85,14 +88,85 @@ def test_writing_while_it_runs_changes_that_field_only() -> None:
     assert rig.time()[-3:] == [0x23, 0x10, 0x58]
 
 
+RESET_DIVIDER, DIVIDER = 0x76, 0x26
+
+
 def test_a_reset_divider_holds_the_clock() -> None:
     rig = Rig()
-    rig[A] = 0x76
+    rig[A] = RESET_DIVIDER
     rig.timers.advance(100 * NS)
     assert rig[0] == 0x58
-    rig[A] = 0x26
-    rig.timers.advance(NS)
+    assert rig[C] == 0
+
+
+@pytest.mark.parametrize("fraction", [0, 1, NS // 3, NS - 1])
+@pytest.mark.parametrize("set_meanwhile", [False, True])
+def test_the_first_update_comes_half_a_second_after_the_divider_is_released(fraction: int, set_meanwhile: bool) -> None:
+    rig = Rig()
+    rig.timers.advance(fraction)
+    rig[A] = RESET_DIVIDER
+    rig.timers.advance(fraction)
+    if set_meanwhile:
+        rig[B] = SET | H24
+    rig[A] = DIVIDER
+    assert rig[C] & UF == 0
+    rig[B] = UIE | H24
+    rig.timers.advance(NS // 2 - UIP_NS - 1)
+    assert rig[A] == DIVIDER
+    rig.timers.advance(1)
+    assert rig[A] == DIVIDER | UIP
+    rig.timers.advance(UIP_NS - 1)
+    assert (rig[0], rig.irqs) == (0x58, 0)
+    rig.timers.advance(1)
+    assert (rig[0], rig.irqs, rig[C] & UF) == (0x59, 1, UF)
+    rig.timers.advance(NS - 1)
     assert rig[0] == 0x59
+    rig.timers.advance(1)
+    assert rig[0] == 0x00
+
+
+@pytest.mark.parametrize("rate", [6, 15])
+def test_clearing_set_starts_neither_the_second_nor_the_periodic_phase_anew(rate: int) -> None:
+    rig, other = Rig(), Rig()
+    for one in (rig, other):
+        one[A] = 0x20 | rate
+        one[B] = PIE | H24
+    flags = others = 0
+    for _ in range(10):
+        rig[B] = SET | PIE | H24
+        rig[B] = PIE | H24
+        rig.timers.advance(NS * 6 // 10)
+        other.timers.advance(NS * 6 // 10)
+        flags |= rig[C]
+        assert rig[C] == 0
+        others |= other[C]
+    assert flags == others == IRQF | PF | AF | UF
+    assert rig.irqs == 10
+    assert rig.times == other.times
+    assert rig.time() == other.time() == [0x20, 0x24, 0x02, 0x29, 5, 0, 0, 0x04]
+
+
+def test_an_update_while_set_is_lost_and_the_next_comes_on_the_second() -> None:
+    rig = Rig()
+    rig.timers.advance(NS * 9 // 10)
+    rig[B] = SET | H24
+    rig.timers.advance(NS * 2 // 10)
+    rig[B] = H24
+    assert (rig[0], rig[C] & UF) == (0x58, 0)
+    rig.timers.advance(NS * 9 // 10 - 1)
+    assert (rig[0], rig[C] & UF) == (0x58, 0)
+    rig.timers.advance(1)
+    assert (rig[0], rig[C] & UF) == (0x59, UF)
+
+
+def test_setting_the_time_while_it_runs_leaves_the_phase() -> None:
+    rig = Rig()
+    rig.timers.advance(NS * 9 // 10)
+    rig[0] = 0x30
+    rig.timers.advance(NS // 10 - 1)
+    assert rig[0] == 0x30
+    rig.timers.advance(1)
+    assert rig[0] == 0x31
 
 
 def test_update_in_progress_just_before_each_second() -> None:

@@ -36,7 +36,7 @@ ALARM = (SECONDS_ALARM, MINUTES_ALARM, HOURS_ALARM)
 ALARM_ANY = 0xC0
 A, B, C, D = 0x0A, 0x0B, 0x0C, 0x0D
 A_UIP = 0x80
-A_DIVIDER, A_RUNNING = 0x70, 0x20  # a time base of 32768 Hz; all other dividers hold the clock
+A_DIVIDER, A_RUNNING = 0x70, 0x20  # a time base of 32768 Hz; all other settings count as 0x60, the divider's reset
 A_RATE = 0x0F
 B_SET, B_PIE, B_AIE, B_UIE, B_BINARY, B_24H = 0x80, 0x40, 0x20, 0x10, 0x04, 0x02
 C_IRQF, C_PF, C_AF, C_UF = 0x80, 0x40, 0x20, 0x10
@@ -47,6 +47,8 @@ PM = 0x80  # in hours of a 12-hour clock
 NS = 1_000_000_000
 UIP_NS = 244_000  # update in progress is set this long before the update
 DAY_SECONDS = 86400
+RELEASED_NS = NS // 2
+"""From the release of the divider's reset to the first update (data sheet, register A)."""
 BASE_MEMORY_KIB = 640
 
 
@@ -69,6 +71,7 @@ class Rtc(BusDevice):
     """
 
     debug_label = "rtc"
+    width = 1
     self_synchronized = True
 
     def __init__(
@@ -89,7 +92,8 @@ class Rtc(BusDevice):
         self._ram[A] = A_RUNNING | 6
         self._ram[B] = B_24H
         self._set_memory_size(memory_size)
-        # While it runs, it is `_epoch` seconds after 1970 at `_start`; while it is held, the time is in `_ram`.
+        # The divider reaches a whole second at `_start` and each second after it, if it is not held in reset. While the
+        # time runs, it was `_epoch` seconds after 1970 at `_start`; while SET or the divider holds it, it is in `_ram`.
         self._epoch = int(time.time()) if wall_time is None else wall_time
         self._start = timers.now()
         self._weekday_shift = 0
@@ -137,27 +141,31 @@ class Rtc(BusDevice):
         if register in TIME and self._running():
             self._store_time(now)
             self._ram[register] = value
-            self._load_time()
+            self._load_time(now)
             return
         if register not in (A, B):
             self._ram[register] = value
             return
-        before = self._running()
+        held, before = self._held(), self._running()
         if before:
             self._store_time(now)
         if register == B and value & B_SET:
             value &= ~B_UIE  # SET clears UIE (data sheet, register B)
         self._ram[register] = value & ~A_UIP if register == A else value
+        if held and not self._held():
+            self._start = now - RELEASED_NS
         if self._running() and not before:
-            self._start = self._checked = now
-            self._load_time()
+            self._load_time(now)  # SET has not stopped the divider
         elif before and register == B:
             self._store_time(now)  # in the new format
 
     # --- Time ---
 
+    def _held(self) -> bool:
+        return self._ram[A] & A_DIVIDER != A_RUNNING
+
     def _running(self) -> bool:
-        return self._ram[A] & A_DIVIDER == A_RUNNING and not self._ram[B] & B_SET
+        return not self._held() and not self._ram[B] & B_SET
 
     def _seconds(self, now: int) -> int:
         return self._epoch + (now - self._start) // NS
@@ -185,7 +193,7 @@ class Rtc(BusDevice):
         for register, value in zip(TIME, values, strict=True):
             self._ram[register] = hour if value is None else self._encode(value)
 
-    def _load_time(self) -> None:
+    def _load_time(self, now: int) -> None:
         """Go on from the time in the registers. What is not a time is brought into range."""
         year = min(max(self._decode(self._ram[CENTURY]) * 100 + self._decode(self._ram[YEAR]), 1), 9998)
         month = min(max(self._decode(self._ram[MONTH]), 1), 12)
@@ -193,7 +201,7 @@ class Rtc(BusDevice):
         hour = min(self._decode_hour(self._ram[HOURS]), 23)
         minute, second = (min(self._decode(self._ram[register]), 59) for register in (MINUTES, SECONDS))
         t = calendar.timegm((year, month, day, hour, minute, second))
-        self._epoch = t - (self._timers.now() - self._start) // NS
+        self._epoch = t - (now - self._start) // NS
         self._weekday_shift = (self._decode(self._ram[WEEKDAY]) - 1 - (time.gmtime(t).tm_wday + 1)) % 7
 
     # --- Flags and interrupt ---
@@ -226,8 +234,7 @@ class Rtc(BusDevice):
     def _next_events(self, since: int) -> list[tuple[int, int]]:
         """Each flag that will be set after `since`, and when first."""
         events = []
-        held = self._ram[A] & A_DIVIDER != A_RUNNING
-        if (period := periodic_ns(self._ram[A] & A_RATE)) and not held:  # SET does not stop it
+        if (period := periodic_ns(self._ram[A] & A_RATE)) and not self._held():  # SET does not stop it
             events.append((C_PF, since + period - (since - self._start) % period))
         if self._running():
             update = since + NS - (since - self._start) % NS
