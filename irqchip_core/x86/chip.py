@@ -63,7 +63,10 @@ class IrqChipX86_64(IrqChip):  # noqa: N801
 
     @abstractmethod
     def pit_uses_speaker_port(self) -> bool:
-        """Whether the chip puts port 0x61 on the bus itself, so that no other device may."""
+        """Whether `finalize_devices` puts port 0x61 on the I/O bus, so that no other device may be there.
+
+        False where the hypervisor answers the port, and where the chip has no such port.
+        """
 
     def counters(self) -> ChipCounters:
         """What became of the interrupts so far; empty where all controllers are in the hypervisor."""

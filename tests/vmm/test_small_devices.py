@@ -5,28 +5,26 @@ from __future__ import annotations
 import pytest
 
 from irqchip_vmm.devices.debug_exit import EXIT_PORT, DebugExit
-from irqchip_vmm.devices.i8042 import I8042, port_range
+from irqchip_vmm.devices.i8042 import COMMAND, I8042, I8042_LENGTH, I8042_PORT
 from tests.vmm.fakes import Port
 
 
-@pytest.mark.parametrize(("pit_has_0x61", "ports"), [(True, [0x62, 0x63, 0x64]), (False, [0x61, 0x62, 0x63, 0x64])])
-def test_keyboard_controller_leaves_port_61_to_the_pit(pit_has_0x61: bool, ports: list[int]) -> None:
-    base, length = port_range(pit_has_0x61)
-    assert list(range(base, base + length)) == ports
-
-
-@pytest.mark.parametrize(
-    ("port", "value", "resets"), [(0x64, 0xFE, 1), (0x64, 0xFF, 0), (0x64, 0xD1, 0), (0x62, 0xFE, 0), (0x61, 0xFE, 0)]
-)
-def test_only_the_reset_pulse_resets(port: int, value: int, resets: int) -> None:
+@pytest.mark.parametrize("value", range(0x100))
+def test_commands_that_pulse_the_reset_line(value: int) -> None:
     vcpus: list[int] = []
-    Port(I8042(vcpus.append), 0x61).write(port - 0x61, value)
-    assert len(vcpus) == resets
+    port = Port(I8042(vcpus.append), I8042_PORT)
+    port.write(COMMAND - I8042_PORT, value)
+    # F0 to FF pulse those of the lines 0-3 whose bit is 0
+    assert vcpus == ([0] if value in (0xF0, 0xF2, 0xF4, 0xF6, 0xF8, 0xFA, 0xFC, 0xFE) else [])
 
 
-def test_keyboard_controller_is_never_busy_and_counter_2_always_done() -> None:
-    port = Port(I8042(lambda vcpu: None), 0x61)
-    assert [port.read(offset) for offset in range(4)] == [0x20, 0, 0, 0]
+def test_other_ports_do_not_reset_and_it_is_never_busy() -> None:
+    vcpus: list[int] = []
+    port = Port(I8042(vcpus.append), I8042_PORT)
+    for offset in range(COMMAND - I8042_PORT):
+        port.write(offset, 0xFE)
+    assert vcpus == []
+    assert [port.read(offset) for offset in range(I8042_LENGTH)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(("value", "status"), [(0, 1), (1, 3), (0x7F, 0xFF), (0x80, 0x101), (0xFFFFFFFF, 0x1FFFFFFFF)])

@@ -159,8 +159,7 @@ class Machine:
     def _make_devices(self, console: Callable[[bytes], object]) -> None:
         self.generator = generator.InterruptGenerator(self, self._loop, self.memory, self.vcpu_count)
         self.add_device(self.generator, mmio=generator.GENERATOR_BASE, length=generator.GENERATOR_LENGTH)
-        base, length = i8042.port_range(self.chip.pit_uses_speaker_port())
-        self.add_device(i8042.I8042(self._reset), port=base, length=length)
+        self.add_device(i8042.I8042(self._reset), port=i8042.I8042_PORT, length=i8042.I8042_LENGTH)
         rtc_irq = self.edge_irq(rtc.RTC_GSI, name="rtc", device_id=PlatformDeviceId.CMOS)
         wall_time = None if self.virtual_clock is None else VIRTUAL_WALL_TIME
         self.rtc = rtc.Rtc(rtc_irq.trigger, self._loop, wall_time=wall_time, memory_size=self.memory.size)

@@ -223,7 +223,7 @@ class KvmVm:
         """Put the PIT into the kernel too (KVM_CREATE_PIT2).
 
         Args:
-            flags: KVM_PIT_*; 1 makes the kernel answer port 0x61.
+            flags: KVM_PIT_*; abi.PIT_SPEAKER_DUMMY makes the kernel answer port 0x61.
         """
         if not self._has_irqchip and not self.closed:  # Linux 6.1 would make a PIT whose interrupts go nowhere
             raise failure(abi.KVM_CREATE_PIT2.name, errno.ENOENT, self._handle.subject)

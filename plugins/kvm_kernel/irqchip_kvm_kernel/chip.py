@@ -29,7 +29,7 @@ from irqchip_core.x86.finalization import Finalization
 from irqchip_core.x86.lapic_registers import IA32_APIC_BASE
 from irqchip_core.x86.state import IoapicState, LapicState, PicSelect, PicState, PitState
 from irqchip_kvm import Irqfds, KvmVm, VcpuSlots
-from irqchip_kvm.abi import Cap
+from irqchip_kvm.abi import PIT_SPEAKER_DUMMY, Cap
 from irqchip_kvm.vcpu_slots import lapic_capabilities, probe_vm
 
 _log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class KvmKernelIrqChip(IrqChipX86_64):
             )
         shared = _Shared(vm, vcpu_count)
         vm.create_irqchip()
-        vm.create_pit2()
+        vm.create_pit2(PIT_SPEAKER_DUMMY)  # the gate and OUT of counter 2 at port 0x61, which guests measure time with
         vm.enable_x2apic_api()
         self._state: _Shared | None = shared
 
@@ -315,7 +315,7 @@ class KvmKernelIrqChip(IrqChipX86_64):
     @override
     def pit_uses_speaker_port(self) -> bool:
         self._check_open()
-        return False  # KVM_CREATE_PIT2 was given no KVM_PIT_SPEAKER_DUMMY, so port 0x61 is free
+        return False  # on no bus: KVM answers port 0x61 itself, as with KVM_PIT_SPEAKER_DUMMY
 
     @override
     def snapshot_chip_specific(self) -> KernelChipState:
