@@ -29,6 +29,7 @@ class PicPorts(_BoardDevice):
     """Both 8259s."""
 
     debug_label = "userspace PIC"
+    width = 1
 
     @override
     def read(self, access: Access) -> int:
@@ -52,6 +53,7 @@ class PitPorts(_BoardDevice):
     """The 8254 and the speaker's port."""
 
     debug_label = "userspace PIT"
+    width = 1
 
     @override
     def read(self, access: Access) -> int:

@@ -19,7 +19,8 @@ class Recorder(BusDevice):
 
     debug_label = "recorder"
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 8) -> None:
+        self.width = width
         self.seen: list[tuple[Access, int | None]] = []
 
     @override
@@ -108,6 +109,61 @@ def test_the_device_found_is_the_one_whose_range_holds_the_address(ranges: list[
         for _, _, device in bus.devices()
         if isinstance(device, Recorder)
     )
+
+
+@pytest.mark.parametrize(
+    ("width", "address", "size", "writes"),
+    [
+        (1, 0x10, 1, [(0x10, 1, 0x11)]),
+        (1, 0x10, 2, [(0x10, 1, 0x11), (0x11, 1, 0x22)]),
+        (1, 0x10, 4, [(0x10, 1, 0x11), (0x11, 1, 0x22), (0x12, 1, 0x33), (0x13, 1, 0x44)]),
+        (1, 0x13, 4, [(0x13, 1, 0x11)]),  # the rest is beyond the device
+        (1, 0x0E, 4, [(0x10, 1, 0x33), (0x11, 1, 0x44)]),  # it starts where none is
+        (2, 0x10, 4, [(0x10, 2, 0x2211), (0x12, 2, 0x4433)]),
+        (2, 0x0F, 4, [(0x10, 2, 0x3322), (0x12, 1, 0x44)]),
+        (4, 0x10, 4, [(0x10, 4, 0x44332211)]),
+        (4, 0x0E, 4, []),  # as wide as the access, which starts elsewhere
+        (8, 0x13, 4, [(0x13, 4, 0x44332211)]),
+        (1, 0x14, 4, []),
+    ],
+)
+def test_a_device_is_accessed_in_parts_of_its_width(
+    width: int, address: int, size: int, writes: list[tuple[int, int, int]]
+) -> None:
+    bus, device = Bus(), Recorder(width)
+    bus.insert(device, 0x10, 4)
+    assert bus.for_vcpu(1).write(address, size, 0x44332211 & (1 << 8 * size) - 1) == bool(writes)
+    assert device.seen == [(Access(at, at - 0x10, part, 1), value) for at, part, value in writes]
+    device.seen.clear()
+    bus.read(address, size)
+    assert [(access.address, access.size) for access, _ in device.seen] == [(at, part) for at, part, _ in writes]
+    assert bus.unclaimed == (0 if writes else 2)
+
+
+class Constant(BusDevice):
+    def __init__(self, value: int, width: int) -> None:
+        self.value = value
+        self.width = width
+
+    @override
+    def read(self, access: Access) -> int:
+        return self.value
+
+
+def test_a_wide_read_is_put_together_from_all_devices_it_meets() -> None:
+    bus = Bus()
+    bus.insert(Constant(0x12, 1), 1, 1)
+    bus.insert(Constant(0x5634, 2), 3, 2)
+    assert bus.read(0, 4) == 0x34FF12FF
+    assert bus.read(0, 8) == 0xFFFFFF5634FF12FF
+    assert bus.read(1, 4) == 0x5634FF12
+    assert bus.read(5, 4) is None
+
+
+def test_a_width_no_access_has_is_refused() -> None:
+    for width in (0, 9, -1):
+        with pytest.raises(InvalidArgument, match="width of recorder"):
+            Bus().insert(Recorder(width), 0, 1)
 
 
 def test_removed_ranges_can_be_used_again() -> None:

@@ -10,10 +10,14 @@
         mov     eax, ebx
         imul    ebx, ebx, 1664525
         add     ebx, 1013904223
-        cmp     dx, KEYBOARD - 3        # up to here a wide access would not reach the command port's own 8 bits
+        cmp     dx, KEYBOARD - 3        # a wide access from here on would reach the command port with a part of it
         jb      3f
         cmp     dx, KEYBOARD
         jbe     4f
+        cmp     dx, EXIT_PORT - 3       # and the exit port likewise
+        jb      3f
+        cmp     dx, EXIT_PORT
+        jb      4f
 3:      out     dx, eax
         out     dx, ax
         out     dx, al

@@ -52,6 +52,7 @@ class Uart(BusDevice):
     """
 
     debug_label = "uart"
+    width = 1
     self_synchronized = True
 
     def __init__(self, interrupt: Callable[[], object], output: Callable[[bytes], object]) -> None:
