@@ -103,6 +103,31 @@ read_tsc:
         movl    %eax, RESULT(%rbx)
         movl    %edx, RESULT+4(%rbx)
         jmp     next
+        .balign 32
+in_word:
+        movl    FIRST(%rbx), %edx
+        xorl    %eax, %eax
+        inw     %dx, %ax
+        movl    %eax, RESULT(%rbx)
+        jmp     next
+        .balign 32
+out_word:
+        movl    FIRST(%rbx), %edx
+        movl    SECOND(%rbx), %eax
+        outw    %ax, %dx
+        jmp     next
+        .balign 32
+in_dword:
+        movl    FIRST(%rbx), %edx
+        inl     %dx, %eax
+        movl    %eax, RESULT(%rbx)
+        jmp     next
+        .balign 32
+out_dword:
+        movl    FIRST(%rbx), %edx
+        movl    SECOND(%rbx), %eax
+        outl    %eax, %dx
+        jmp     next
 
         .balign 32
 taken:  pushq   %rax

@@ -56,6 +56,10 @@ class Operation(enum.IntEnum):
     READ_CR8 = 9
     WRITE_CR8 = 10
     READ_TSC = 11
+    IN_WORD = 12
+    OUT_WORD = 13
+    IN_DWORD = 14
+    OUT_DWORD = 15
 
 
 class Mailbox:

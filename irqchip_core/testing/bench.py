@@ -16,7 +16,7 @@ from irqchip_core.irq_loop import IrqLoop
 from irqchip_core.routes import IrqRoute
 from irqchip_core.testing import agent
 from irqchip_core.testing.guest_cpu import GuestCpu
-from irqchip_core.testing.verdict import Nonconforming
+from irqchip_core.testing.verdict import Nonconforming, NotApplicable
 from irqchip_core.vcpu import Vm
 from irqchip_core.x86 import msi
 from irqchip_core.x86.chip import IrqChipX86_64
@@ -161,6 +161,11 @@ class Bench:
         """Write any message."""
         self.chip.route_irq(IrqRoute.msi(MSI_GSI, address, data))
         self.chip.service_irq(MSI_GSI, True)
+
+    def need_on_bus(self, port: int, what: str) -> None:
+        """Raise `NotApplicable` if the chip has put nothing at an I/O port."""
+        if not any(base <= port < base + length for base, length, _ in self.io_bus.devices()):
+            raise NotApplicable(f"needs {what} on the I/O bus; those of a hypervisor are left as they are")
 
     # Firmware
 

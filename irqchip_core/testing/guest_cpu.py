@@ -30,6 +30,8 @@ SPURIOUS_VECTOR = 0xFF
 NMI_VECTOR = 2
 PIC_EOI = 0x20  # OCW2, non-specific
 PRIMARY_COMMAND, SECONDARY_COMMAND = 0x20, 0xA0
+IN = {1: Operation.IN, 2: Operation.IN_WORD, 4: Operation.IN_DWORD}
+OUT = {1: Operation.OUT, 2: Operation.OUT_WORD, 4: Operation.OUT_DWORD}
 MOST_SURPLUS = 8  # interrupts that nobody expects are not taken for ever
 
 
@@ -264,13 +266,13 @@ class GuestCpu:
 
     # What the guest reads and writes
 
-    def out(self, port: int, value: int) -> None:
-        """OUT, one byte."""
-        self.do(Operation.OUT, port, value)
+    def out(self, port: int, value: int, *, size: int = 1) -> None:
+        """OUT of 1, 2 or 4 bytes."""
+        self.do(OUT[size], port, value)
 
-    def in_(self, port: int) -> int:
-        """IN, one byte."""
-        return self.do(Operation.IN, port)
+    def in_(self, port: int, *, size: int = 1) -> int:
+        """IN of 1, 2 or 4 bytes."""
+        return self.do(IN[size], port)
 
     def store(self, address: int, value: int) -> None:
         """A 32-bit store."""

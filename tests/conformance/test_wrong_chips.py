@@ -133,6 +133,26 @@ FAULTS: list[tuple[Maker, str, str]] = [
         "secondary_pic_pin",
         "pin 4 of the secondary PIC is its line 12, but on vCPU 0 0x3c was lost and 0x34 came",
     ),
+    (
+        with_parts(Pit=wrong.SpeakerPortConstant),
+        "pit_counter_2_measures_time",
+        "bit 0 of port 0x61 reads as it was written, but it is 0",
+    ),
+    (
+        with_parts(Pit=wrong.Counter2Early),
+        "pit_counter_2_measures_time",
+        r"32768 pulses of counter 2 take 27\.46 ms, but they took 1",
+    ),
+    (
+        with_parts(Board=wrong.WideAccessesIgnored),
+        "wide_access_to_the_pics",
+        "a wide access to the PICs is one of a byte to each of its ports, but it is 255 and not 90",
+    ),
+    (
+        with_parts(Board=wrong.WideAccessesIgnored),
+        "wide_access_to_the_pit",
+        "a wide access to the PIT is one of a byte to each of its ports, but it is",
+    ),
     (with_parts(Lapic=wrong.TimerEarly), "one_shot_is_not_early", "a timer of 100 ms takes 100 ms, but it took"),
     (
         with_parts(Lapic=wrong.OneShotRepeats),

@@ -23,12 +23,14 @@ from irqchip_core.x86 import msi
 from irqchip_core.x86.board import Board
 from irqchip_core.x86.destinations import Destinations
 from irqchip_core.x86.effects import Effects
+from irqchip_core.x86.finalization import Place
 from irqchip_core.x86.ioapic import MASKED as ENTRY_MASKED
 from irqchip_core.x86.ioapic import Ioapic, LineResult
 from irqchip_core.x86.lapic import Lapic
 from irqchip_core.x86.lapic_core import IGNORED, LapicCore
 from irqchip_core.x86.msi import Message
 from irqchip_core.x86.pic import Pic
+from irqchip_core.x86.pit import Pit
 from irqchip_core.x86.state import ChipSnapshot
 from irqchip_userspace.chip import UserspaceIrqChip
 from irqchip_userspace.processors import Processor
@@ -277,6 +279,26 @@ class SecondaryPicIsThePrimary(Board):
             ],
             who,
         )
+
+
+class SpeakerPortConstant(Pit):
+    def read(self, port: int, size: int, now: int) -> int:
+        return 0x20 if port == 0x61 else super().read(port, size, now)
+
+
+class Counter2Early(Pit):
+    def write(self, port: int, size: int, value: int, now: int) -> None:
+        super().write(port, size, value // 2 if port == 0x42 else value, now)
+
+
+class WideAccessesIgnored(Board):
+    """Its devices get what they do not take."""
+
+    def places(self, io_bus: Bus, mmio_bus: Bus) -> list[Place]:
+        places = super().places(io_bus, mmio_bus)
+        for _, device, _, _ in places:
+            device.width = 8
+        return places
 
 
 class TimerEarly(Lapic):

@@ -9,7 +9,7 @@ from irqchip_core.testing.verdict import check, check_equal
 from irqchip_core.x86.lapic_registers import LVT_LINT0
 from irqchip_core.x86.state import PicSelect
 
-COMMAND, DATA = 0x20, 0x21
+COMMAND, DATA, ELCR = 0x20, 0x21, 0x4D0
 SPECIFIC_EOI, ROTATE_ON_EOI, SET_PRIORITY = 0x60, 0xA0, 0xC0  # OCW2
 READ_IRR, READ_ISR, POLL = 0x0A, 0x0B, 0x0C  # OCW3
 POLL_LINE = 7  # some KVMs leave out bit 7, which says that there is one
@@ -23,6 +23,21 @@ def raise_lines(machine: Bench, *lines: int) -> None:
 
 class Pics(Scenarios):
     """The PICs."""
+
+    def test_wide_access_to_the_pics(self) -> None:
+        """A word or double word is an access of a byte to each of its ports."""
+        machine = self.boot()
+        machine.need_on_bus(COMMAND, "PICs")
+        cpu = machine.cpu
+        rule = "a wide access to the PICs is one of a byte to each of its ports"
+        cpu.out(COMMAND, 0x5A00 | READ_ISR, size=2)
+        check_equal(cpu.in_(DATA), 0x5A, rule)
+        check_equal(cpu.in_(COMMAND, size=2), 0x5A00, rule)
+        cpu.out(COMMAND - 2, 0xA5 << 24 | READ_ISR << 16, size=4)  # there is nothing at its first two ports
+        check_equal(cpu.in_(DATA), 0xA5, rule)
+        check_equal(cpu.in_(COMMAND, size=4) & 0xFFFF, 0xA500, rule)
+        cpu.out(ELCR, 0x0620, size=2)
+        check_equal(cpu.in_(ELCR, size=2), 0x0620, rule)
 
     def test_masked_pic_line_stays_latched(self) -> None:
         """An edge on a masked line waits in IRR and interrupts when unmasked."""

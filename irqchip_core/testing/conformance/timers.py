@@ -21,7 +21,9 @@ COUNTER_0, COUNTER_2, CONTROL, SPEAKER = 0x40, 0x42, 0x43, 0x61
 BOTH_BYTES = 0x30
 MODE_0, MODE_2 = 0 << 1, 2 << 1
 SELECT_2 = 2 << 6
-READ_BACK_STATUS_0 = 0xE2
+READ_BACK_STATUS_0, READ_BACK_STATUS_2 = 0xE2, 0xE8
+SPEAKER_GATE, SPEAKER_OUTPUT = 0x01, 0x20
+CALIBRATION = 0x8000
 PIT_HZ = 1_193_182
 
 
@@ -260,9 +262,49 @@ class PitTimer(Scenarios):
         cpu.out(CONTROL, SELECT_2 | BOTH_BYTES | MODE_0)
         cpu.out(COUNTER_2, 0x00)
         cpu.out(COUNTER_2, 0x04)
+        let_pass(0.002)  # more than the count takes
         check_equal(cpu.in_(SPEAKER) & 0x21, 0, "counter 2 stands still while its gate is low")
         cpu.out(SPEAKER, 1)
         until(lambda: cpu.in_(SPEAKER) & 0x20, machine.patience, "counter 2's output rises when its count is over")
+
+    def test_pit_counter_2_measures_time(self) -> None:
+        """A count of counter 2 takes its time from the write to the rise of port 0x61, bit 5: kernels calibrate so."""
+        machine = self.boot()
+        cpu, clock = machine.cpu, machine.vm.clock
+        unclaimed = machine.io_bus.unclaimed
+        cpu.out(SPEAKER, SPEAKER_GATE)
+        gate = cpu.in_(SPEAKER) & SPEAKER_GATE
+        if machine.io_bus.unclaimed != unclaimed:
+            raise NotApplicable("needs port 0x61, of the chip (pit_uses_speaker_port) or of the hypervisor")
+        check(gate, "bit 0 of port 0x61 reads as it was written", "it is 0")
+        due = CALIBRATION * 1_000_000_000 // PIT_HZ
+        times: list[int] = []
+
+        def measured() -> bool:
+            cpu.out(CONTROL, SELECT_2 | BOTH_BYTES | MODE_0)
+            cpu.out(COUNTER_2, CALIBRATION & 0xFF)
+            began = clock.now()
+            cpu.out(COUNTER_2, CALIBRATION >> 8)
+            until(lambda: cpu.in_(SPEAKER) & SPEAKER_OUTPUT, machine.patience, "counter 2's output rises")
+            times.append(clock.now() - began)
+            return times[-1] < 2 * due  # a busy host may be late
+
+        rule = f"{CALIBRATION} pulses of counter 2 take {due / 1e6:.2f} ms"
+        until(measured, machine.patience, rule)
+        check(min(times) >= due, rule, f"they took {min(times) / 1e6:.2f} ms")
+
+    def test_wide_access_to_the_pit(self) -> None:
+        """A word is an access of a byte to each of its ports."""
+        machine = self.boot()
+        machine.need_on_bus(CONTROL, "a PIT")
+        cpu = machine.cpu
+        rule = "a wide access to the PIT is one of a byte to each of its ports"
+        cpu.out(COUNTER_2, (BOTH_BYTES | MODE_2) << 8, size=2)  # the second byte is for the control port
+        cpu.out(CONTROL, READ_BACK_STATUS_0)
+        check_equal(cpu.in_(COUNTER_0) & 0x3F, BOTH_BYTES | MODE_2, rule)
+        cpu.out(COUNTER_0, (SELECT_2 | BOTH_BYTES | MODE_0) << 24, size=4)
+        cpu.out(CONTROL, READ_BACK_STATUS_2)
+        check_equal(cpu.in_(COUNTER_0, size=4) >> 16 & 0x3F, BOTH_BYTES | MODE_0, rule)
 
     def test_pit_reprogrammed(self) -> None:
         """A count in mode 0 ends the rate generator."""
