@@ -128,6 +128,17 @@ out_dword:
         movl    SECOND(%rbx), %eax
         outl    %eax, %dx
         jmp     next
+        .balign 32
+cpuid:  movl    FIRST(%rbx), %eax               # the four registers replace arguments and result
+        movl    SECOND(%rbx), %ecx
+        movq    %rbx, %rsi
+        cpuid
+        movl    %eax, FIRST(%rsi)
+        movl    %ebx, SECOND(%rsi)
+        movl    %ecx, RESULT(%rsi)
+        movl    %edx, RESULT+4(%rsi)
+        movq    %rsi, %rbx
+        jmp     next
 
         .balign 32
 taken:  pushq   %rax

@@ -60,6 +60,8 @@ class Operation(enum.IntEnum):
     OUT_WORD = 13
     IN_DWORD = 14
     OUT_DWORD = 15
+    CPUID = 16
+    """Leaf and subleaf; see `Mailbox.cpuid`."""
 
 
 class Mailbox:
@@ -81,6 +83,11 @@ class Mailbox:
     def result(self) -> int:
         """What the last operation read."""
         return int(struct.unpack_from("<Q", self._bytes, _RESULT)[0])
+
+    def cpuid(self) -> tuple[int, int, int, int]:
+        """EAX, EBX, ECX and EDX that the last CPUID read."""
+        eax, ebx, ecx, edx = struct.unpack_from("<I4xI4xII", self._bytes, _FIRST)
+        return eax, ebx, ecx, edx
 
     def faulted(self) -> bool:
         """Whether the last operation raised #GP."""

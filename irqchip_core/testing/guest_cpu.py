@@ -325,6 +325,11 @@ class GuestCpu:
         self.apic_write(reg.LVT_LINT0, EXTINT_MODE if self.id == 0 else MASKED)
         self.apic_write(reg.LVT_LINT1, NMI_MODE)
 
+    def cpuid(self, leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
+        """Execute CPUID; EAX, EBX, ECX and EDX."""
+        self.do(Operation.CPUID, leaf, subleaf)
+        return self.mailbox.cpuid()
+
     def enter_x2apic(self) -> bool:
         """Switch to x2APIC mode; False if that raises #GP."""
         base = self.read_msr(reg.IA32_APIC_BASE) or 0

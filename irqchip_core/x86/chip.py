@@ -68,6 +68,13 @@ class IrqChipX86_64(IrqChip):  # noqa: N801
         False where the hypervisor answers the port, and where the chip has no such port.
         """
 
+    def lapics_in_hypervisor(self) -> bool:
+        """Whether the local APICs are the hypervisor's, so that it can interrupt, kick and halt vCPUs by itself.
+
+        `vcpu_cpuid` then announces what the hypervisor offers with them.
+        """
+        return False
+
     def counters(self) -> ChipCounters:
         """What became of the interrupts so far; empty where all controllers are in the hypervisor."""
         return ChipCounters()

@@ -199,6 +199,10 @@ class WrappedIrqChip(IrqChipX86_64):
         return self.inner.pit_uses_speaker_port()
 
     @override
+    def lapics_in_hypervisor(self) -> bool:
+        return self.inner.lapics_in_hypervisor()
+
+    @override
     def counters(self) -> ChipCounters:
         return self.inner.counters()
 

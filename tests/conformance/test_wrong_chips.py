@@ -313,6 +313,16 @@ FAULTS: list[tuple[Maker, str, str]] = [
         "x2apic_registers",
         "is readable in x2APIC mode, but it raised #GP|lets its guest switch to x2APIC mode, but",
     ),
+    (
+        with_parts(Lapic=wrong.LapicIdsFromOne),
+        "announced_apic_id",
+        "CPUID of vCPU 0 announces its local APIC's id, but it is .0, 0. and not .1, 1.",
+    ),
+    (
+        wrong.LapicsDenied,
+        "lapics_in_hypervisor",
+        "exactly if the chip puts the local APICs' page on the bus, but it is True and not False",
+    ),
     (wrong.RoutesNotSaved, "moved_routes", "a snapshot has the routes, but on vCPU 0 0x51 was lost"),
     (
         with_parts(Lapic=wrong.PendingNotSaved),

@@ -19,6 +19,7 @@ from irqchip_core.event_table import EventSlot, EventTable
 from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
 from irqchip_core.routes import IrqRoute, IrqSourceChip, MsiSource, PinSource
 from irqchip_core.vcpu import Vcpu, Vm
+from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86 import msi
 from irqchip_core.x86.board import Board
 from irqchip_core.x86.destinations import Destinations
@@ -557,6 +558,20 @@ class CapabilityLied(Lapic):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "x2apic": False})
+
+
+class LapicIdsFromOne(Lapic):
+    """Its id register shows one more than the id at which interrupts find it."""
+
+    def read(self, offset: int, size: int, now: int) -> int:
+        return super().read(offset, size, now) + (1 << 24 if offset == reg.ID else 0)
+
+
+class LapicsDenied(UserspaceIrqChip):
+    """Has the local APICs, and says that they are the hypervisor's."""
+
+    def lapics_in_hypervisor(self) -> bool:
+        return True
 
 
 class RoutesNotSaved(UserspaceIrqChip):

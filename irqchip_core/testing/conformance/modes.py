@@ -7,11 +7,12 @@ from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.conformance.base import Scenarios, needs
 from irqchip_core.testing.guest_cpu import SPURIOUS_VECTOR, GuestCpu
 from irqchip_core.testing.verdict import check, check_equal
+from irqchip_core.x86 import cpuid, msi
 from irqchip_core.x86 import lapic_registers as reg
-from irqchip_core.x86 import msi
 from irqchip_core.x86.state import LAPIC_BASE
 
 SWITCH = "a chip with x2apic lets its guest switch to x2APIC mode"
+APIC_ID_SHIFT = 24  # of the register in xAPIC mode, and in EBX of CPUID leaf 1
 NO_REGISTER = reg.X2APIC_MSR_BASE + 0x01  # reserved in SDM table 12-6
 
 
@@ -43,6 +44,20 @@ class Modes(Scenarios):
         rule = "the registers of x2APIC mode raise #GP in xAPIC mode"
         check(cpu.read_msr(reg.X2APIC_MSR_BASE + (reg.ID >> 4)) is None, rule, "the id could be read")
         check(not cpu.write_msr(reg.X2APIC_MSR_BASE + (reg.EOI >> 4), 0), rule, "EOI could be written")
+
+    def test_announced_apic_id(self) -> None:
+        """CPUID of each vCPU announces the id of its local APIC."""
+        machine = self.boot(vcpus=2)
+        for cpu in machine.cpus:
+            apic_id = cpu.apic_read(reg.ID) >> APIC_ID_SHIFT
+            announced = (cpu.cpuid(cpuid.FEATURES)[1] >> APIC_ID_SHIFT, cpu.cpuid(cpuid.TOPOLOGY)[3])
+            check_equal(announced, (apic_id, apic_id), f"CPUID of vCPU {cpu.id} announces its local APIC's id")
+
+    def test_lapics_in_hypervisor(self) -> None:
+        """`lapics_in_hypervisor` is false exactly if the chip has the local APICs: CPUID depends on it."""
+        machine = self.boot()
+        rule = "lapics_in_hypervisor is false exactly if the chip puts the local APICs' page on the bus"
+        check_equal(machine.chip.lapics_in_hypervisor(), not machine.apics_in_chip, rule)
 
     @needs(IrqChipCap.X2APIC)
     def test_x2apic_registers(self) -> None:

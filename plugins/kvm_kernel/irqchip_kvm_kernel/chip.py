@@ -318,6 +318,11 @@ class KvmKernelIrqChip(IrqChipX86_64):
         return False  # on no bus: KVM answers port 0x61 itself, as with KVM_PIT_SPEAKER_DUMMY
 
     @override
+    def lapics_in_hypervisor(self) -> bool:
+        self._check_open()
+        return True
+
+    @override
     def snapshot_chip_specific(self) -> KernelChipState:
         shared = self._shared
         vcpus = shared.vcpus.all()

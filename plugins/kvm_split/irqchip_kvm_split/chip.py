@@ -256,6 +256,11 @@ class KvmSplitIrqChip(BoardChip):
         self._pic_output.look_again()
 
     @override
+    def lapics_in_hypervisor(self) -> bool:
+        self._check_open()
+        return True
+
+    @override
     def snapshot_chip_specific(self) -> SplitChipState:
         self._check_open()
         return SplitChipState(
