@@ -6,22 +6,24 @@ A user's mistake is one message on standard error and status 2; never a tracebac
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from irqchip_core.conformance_command import add_conformance
 from irqchip_core.errors import IrqChipError
 from irqchip_core.hookspecs import Backend
+from irqchip_core.loading import time_limit, within
 from irqchip_core.new_backend import add_new_backend
 from irqchip_core.plugins import PluginRecord, Plugins, installed
 from irqchip_core.select_command import add_select
-from irqchip_core.selection import find_backend, find_hypervisor, judge, vms
+from irqchip_core.selection import find_backend, find_hypervisor, judge
 from irqchip_core.table import format_table
-from irqchip_core.vcpu import Vm
+from irqchip_core.vms import Vms
 
 FAILED = 1
 INTERRUPTED = 130
@@ -85,19 +87,20 @@ def _add_subcommands(
     for implementation in plugins.manager.hook.irqchip_subcommand.get_hookimpls():
         if record.error is None and implementation.plugin_name == record.key:
             try:
-                implementation.function(subparsers)
+                what = f"irqchip_subcommand of {record.origin}"
+                within(time_limit(), what, functools.partial(implementation.function, subparsers))
             except Exception as error:
                 record.error = error
 
 
 def _on_each_hypervisor(
-    plugins: Plugins, backend: Backend, vm_of: Callable[[str], Vm | str], only: str | None = None
+    plugins: Plugins, backend: Backend, vms: Vms, only: str | None = None
 ) -> dict[str, dict[str, Any]]:
     """What `backend` says of a VM of each hypervisor it can serve, or of the one asked for."""
     answers: dict[str, dict[str, Any]] = {}
     names = sorted(backend.hypervisors) if backend.hypervisors is not None else list(plugins.hypervisors)
     for name in [only] if only is not None else names:
-        vm = vm_of(name)
+        vm = vms.of(name)
         if isinstance(vm, str):
             answers[name] = {"viable": False, "reason": vm, "capabilities": []}
             continue
@@ -112,8 +115,8 @@ def _on_each_hypervisor(
 
 def _list(args: argparse.Namespace) -> int:
     plugins = installed()
-    with vms(plugins) as vm_of:
-        entries = [_entry(plugins, record, vm_of) for record in plugins.records]
+    with Vms(plugins) as vms:
+        entries = [_entry(plugins, record, vms) for record in plugins.records]
     if args.json:
         print(json.dumps(entries, indent=2))
         return 0
@@ -130,7 +133,7 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _entry(plugins: Plugins, record: PluginRecord, vm_of: Callable[[str], Vm | str]) -> dict[str, Any]:
+def _entry(plugins: Plugins, record: PluginRecord, vms: Vms) -> dict[str, Any]:
     offer = record.backend or record.hypervisor
     entry: dict[str, Any] = {
         "kind": "backend" if record.backend else "hypervisor" if record.hypervisor else "plugin",
@@ -142,9 +145,9 @@ def _entry(plugins: Plugins, record: PluginRecord, vm_of: Callable[[str], Vm | s
         "error": record.reason or None,
     }
     if record.error is None and record.backend:
-        entry["on"] = _on_each_hypervisor(plugins, record.backend, vm_of)
+        entry["on"] = _on_each_hypervisor(plugins, record.backend, vms)
     if record.error is None and record.hypervisor:
-        vm = vm_of(record.hypervisor.name)
+        vm = vms.of(record.hypervisor.name)
         entry["viable"] = not isinstance(vm, str)
         entry["reason"] = vm if isinstance(vm, str) else None
     return entry
@@ -168,11 +171,11 @@ def _verdict(answer: dict[str, Any], where: str) -> str:
 
 def _probe(args: argparse.Namespace) -> int:
     plugins = installed()
-    backend = find_backend(args.name)
+    backend = find_backend(args.name, plugins=plugins)
     if args.hypervisor is not None:
-        find_hypervisor(args.hypervisor)
-    with vms(plugins) as vm_of:
-        answers = _on_each_hypervisor(plugins, backend, vm_of, args.hypervisor)
+        find_hypervisor(args.hypervisor, plugins=plugins)
+    with Vms(plugins) as vms:
+        answers = _on_each_hypervisor(plugins, backend, vms, args.hypervisor)
     if args.json:
         print(json.dumps({"name": backend.name, "summary": backend.summary, "on": answers}, indent=2))
     else:

@@ -98,6 +98,12 @@ class PluginError(IrqChipError):
     """A plugin could not be loaded, or does not fit this version of irqchip."""
 
 
+class TimedOut(PluginError):
+    """A plugin's code has not come to an end in the time it has."""
+
+    errno = _errno.ETIMEDOUT
+
+
 class DuplicateName(PluginError):
     """Two distributions offer a backend or hypervisor of the same name."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import pluggy
 
+from irqchip_core.errors import TimedOut
+from irqchip_core.loading import time_limit, within
 from irqchip_core.observers import ChipObserver
 
 if TYPE_CHECKING:
@@ -23,14 +26,25 @@ class HookCaller(ChipObserver):
 
     def __init__(self, manager: pluggy.PluginManager) -> None:
         self._manager = manager
+        self._seconds = time_limit()
+        self._given_up: set[str] = set()
 
     def _call(self, hook: str, **arguments: object) -> None:
-        """Call each plugin by itself: one that raises is logged, and the others are told all the same."""
+        """Call each plugin by itself: one that raises or does not end in time is logged, and the others go on.
+
+        After one that does not end, this chip does not call its plugin again.
+        """
         for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+            plugin = implementation.plugin_name
+            if plugin in self._given_up:
+                continue
+            values = [arguments[name] for name in implementation.argnames]
             try:
-                implementation.function(*(arguments[name] for name in implementation.argnames))
-            except Exception:
-                _log.exception("plugin %s failed in %s", implementation.plugin_name, hook)
+                within(self._seconds, f"{hook} of plugin {plugin}", functools.partial(implementation.function, *values))
+            except (Exception, SystemExit) as error:
+                if isinstance(error, TimedOut):
+                    self._given_up.add(plugin)
+                _log.exception("plugin %s failed in %s", plugin, hook)
 
     def chip_created(self, chip: IrqChip) -> None:
         self._call("irqchip_created", chip=chip)

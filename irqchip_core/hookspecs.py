@@ -1,8 +1,9 @@
 """What a plugin may implement.
 
 A plugin is a module named by an entry point of group ``irqchip``. It marks functions with `hookimpl` and is
-imported by every `discover`, on a thread of its own, so it imports nothing heavy itself: a backend imports its
-chip in `Backend.create`. No hook is called per interrupt.
+imported by every `discover`, so it imports nothing heavy itself: a backend imports its chip in `Backend.create`.
+The import, each hook, and each method of what it offers run on a thread of their own and have a time limit
+(`loading`). No hook is called per interrupt.
 """
 
 from __future__ import annotations
@@ -103,6 +104,18 @@ class Hypervisor(ABC):
         They let `clock` elapse as they execute, and `run` returns `InterruptedExit` no later than at its next alarm.
         """
         raise Unsupported("its guests run in real time", subject=self.name)
+
+    def try_create_vm(self, clock: VirtualClock | None = None) -> Vm | str:
+        """Make an empty VM, with `clock` one in virtual time; or say in one sentence why not and what would help.
+
+        A choice calls this. Override it where `probe` has to make a VM to answer, so that one VM is made and not two.
+        """
+        if clock is not None and not self.virtual_time:
+            return "its guests run in real time, which never repeats; unicorn's can run in virtual time"
+        refusal = self.probe()
+        if refusal is not None:
+            return refusal
+        return self.create_vm() if clock is None else self.create_vm_in_virtual_time(clock)
 
 
 @hookspec

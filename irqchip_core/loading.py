@@ -7,22 +7,27 @@ lets other threads run.
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from irqchip_core.errors import InvalidArgument, PluginError
+from irqchip_core.errors import InvalidArgument, TimedOut
 
 TIMEOUT_VARIABLE = "IRQCHIP_PLUGIN_TIMEOUT"
 DEFAULT_SECONDS = 10.0
-"""How long the import of a plugin, and each of its hooks, may take unless `TIMEOUT_VARIABLE` says otherwise."""
+"""How long the import of a plugin, and each call of it, may take unless `TIMEOUT_VARIABLE` says otherwise."""
 NOTICE_SECONDS = 2.0
 """When it is said what is being waited for."""
+NESTED_SHARE = 0.9
+"""Of the time a call has left, what it may spend in a call of another plugin: so the inner one is named, not it."""
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+_deadline: contextvars.ContextVar[float] = contextvars.ContextVar("deadline")
 
 
 def time_limit() -> float:
@@ -43,37 +48,57 @@ def time_limit() -> float:
     return seconds
 
 
-def within(seconds: float, what: str, function: Callable[[], _T]) -> _T:
+def within(
+    seconds: float, what: str, function: Callable[[], _T], *, discard: Callable[[_T], object] = lambda result: None
+) -> _T:
     """What `function` returns or raises.
 
     Args:
-        seconds: How long to wait.
+        seconds: How long to wait; less if this is called by code that has little time left itself.
         what: What it is doing, for the notice and the error.
         function: Must not need a module whose import is under way in the caller: each would wait for the other.
+            It has the caller's context variables.
+        discard: Takes a result that comes too late, on the thread that was left behind.
 
     Raises:
-        PluginError: It has not ended in time.
+        TimedOut: It has not ended in time.
     """
     results: list[_T] = []
     errors: list[BaseException] = []
+    abandoned = False
+    lock = threading.Lock()
+    now = time.monotonic()
+    seconds = min(seconds, NESTED_SHARE * max(0.0, _deadline.get(now + threading.TIMEOUT_MAX) - now))
+    context = contextvars.copy_context()
+    context.run(_deadline.set, now + seconds)
 
     def work() -> None:
         try:
-            results.append(function())
+            result = context.run(function)
         except BaseException as error:  # for the caller to judge, SystemExit too
             errors.append(error)
+            return
+        with lock:
+            if not abandoned:
+                results.append(result)
+                return
+        discard(result)
 
     thread = threading.Thread(target=work, name=what, daemon=True)
     thread.start()
-    thread.join(min(seconds, NOTICE_SECONDS))
-    if thread.is_alive() and seconds > NOTICE_SECONDS:
-        _log.warning("irqchip: still waiting for %s, up to %g seconds", what, seconds)
-        thread.join(seconds - NOTICE_SECONDS)
+    try:
+        thread.join(min(seconds, NOTICE_SECONDS))
+        if thread.is_alive() and seconds > NOTICE_SECONDS:
+            _log.warning("irqchip: still waiting for %s, up to %.3g seconds", what, seconds)
+            thread.join(seconds - NOTICE_SECONDS)
+    finally:  # Ctrl-C too
+        with lock:
+            abandoned = not results
     if errors:
         raise errors[0]
     if not results:
-        raise PluginError(
-            f"{what} has not ended in {seconds:g} seconds",
+        raise TimedOut(
+            f"{what} has not ended in {seconds:.3g} seconds",
             remedy=f"repair or uninstall it, or give it more time: {TIMEOUT_VARIABLE}",
         )
     return results[0]

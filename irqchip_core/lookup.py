@@ -20,7 +20,7 @@ DISTRIBUTIONS: Mapping[str, Mapping[str, str]] = {
 }
 """Where the names of this project come from, so that a missing one can be told how to be had."""
 
-_Offer = TypeVar("_Offer", Backend, Hypervisor)
+_Offer = TypeVar("_Offer", bound=Backend | Hypervisor)
 
 
 def named(name: str, offers: Mapping[str, _Offer], kind: str, plugins: Plugins, argument: str = "") -> _Offer:

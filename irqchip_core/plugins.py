@@ -11,8 +11,7 @@ import functools
 import importlib.metadata
 import inspect
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import pluggy
 from attrs import define, field
@@ -21,15 +20,18 @@ from irqchip_core import hookspecs
 from irqchip_core.errors import DuplicateName, PluginError
 from irqchip_core.hookspecs import API_VERSION, Backend, Hypervisor
 from irqchip_core.loading import time_limit, within
+from irqchip_core.offers import BackendOffer, HypervisorOffer
 
 ENTRY_POINT_GROUP = "irqchip"
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 """What the name of a backend or hypervisor is made of."""
 
-_METHODS: dict[type[Backend | Hypervisor], dict[str, list[str]]] = {
-    Backend: {"probe": ["vm"], "create": ["vm", "vcpu_count"]},
-    Hypervisor: {"probe": [], "create_vm": []},
+_KINDS: dict[str, type[Backend | Hypervisor]] = {"irqchip_backend": Backend, "irqchip_hypervisor": Hypervisor}
+"""What the hooks return that offer something."""
+_METHODS: dict[str, dict[str, list[str]]] = {
+    "irqchip_backend": {"probe": ["vm"], "create": ["vm", "vcpu_count"]},
+    "irqchip_hypervisor": {"probe": [], "create_vm": []},
 }
 """What is called on an offer, with the arguments it must take."""
 
@@ -51,9 +53,14 @@ class PluginRecord:
     module: str
     distribution: str
     version: str
-    backend: Backend | None = None
-    hypervisor: Hypervisor | None = None
+    backend: BackendOffer | None = None
+    hypervisor: HypervisorOffer | None = None
     error: BaseException | None = None
+
+    @property
+    def origin(self) -> str:
+        """What it is, for errors."""
+        return f"entry point {self.name} ({self.module}) of {self.distribution} {self.version}"
 
     @property
     def key(self) -> str:
@@ -100,7 +107,7 @@ def discover(
     Args:
         strict: Raise the first error instead of keeping it in its record.
         entry_points: What to load instead of what is installed.
-        timeout: Seconds to wait for a plugin's import, and for each of its hooks; None for what
+        timeout: Seconds to wait for a plugin's import, and for each call of it; None for what
             IRQCHIP_PLUGIN_TIMEOUT says, or `loading.DEFAULT_SECONDS`.
     """
     seconds = time_limit() if timeout is None else timeout
@@ -128,7 +135,7 @@ def discover(
     return found
 
 
-def _by_rank(offer: Backend | Hypervisor) -> tuple[int, str]:
+def _by_rank(offer: BackendOffer | HypervisorOffer) -> tuple[int, str]:
     return offer.rank, offer.name
 
 
@@ -183,17 +190,16 @@ def _load(
     manager: pluggy.PluginManager, entry_point: importlib.metadata.EntryPoint, record: PluginRecord, seconds: float
 ) -> None:
     """Import one plugin and register its hooks: all of them or, if anything is wrong, none."""
-    who = f"entry point {record.name} ({record.module}) of {record.distribution} {record.version}"
+    who = record.origin
     plugin = within(seconds, f"the import of {who}", entry_point.load)
     try:
         manager.register(plugin, name=record.key)
         manager.check_pending()  # a misspelt hook would never be called
         _check_hooks(manager, plugin)
-        for hook, kind in (("irqchip_backend", Backend), ("irqchip_hypervisor", Hypervisor)):
+        for hook in _KINDS:
             for implementation in _implementations(manager, plugin, hook):
-                offer = within(seconds, f"{hook} of {who}", implementation.function)
-                _check_offer(offer, hook, kind)
-                setattr(record, hook.removeprefix("irqchip_"), offer)
+                read = functools.partial(_read_offer, hook, implementation.function, who, seconds)
+                setattr(record, hook.removeprefix("irqchip_"), within(seconds, f"{hook} of {who}", read))
     except BaseException:
         record.backend = record.hypervisor = None
         if manager.is_registered(plugin):
@@ -215,36 +221,43 @@ def _check_hooks(manager: pluggy.PluginManager, plugin: object) -> None:
                 raise PluginError("irqchip_subcommand lacks its argument", remedy="let it take subparsers")
 
 
-def _check_offer(offer: object, hook: str, kind: type[Backend | Hypervisor]) -> None:
-    if not isinstance(offer, kind):
-        raise PluginError(f"{hook} returned {offer!r}", remedy=f"return an instance of {kind.__name__}")
-    name, version = getattr(offer, "name", hook), getattr(offer, "api_version", None)
-    if version != API_VERSION:
+def _read_offer(
+    hook: str, function: Callable[[], object], origin: str, seconds: float
+) -> BackendOffer | HypervisorOffer:
+    """What the implementation of a hook offers, all of it as it must be."""
+    plugin, kind = function(), _KINDS[hook]
+    if not isinstance(plugin, kind):
+        raise PluginError(f"{hook} returned {plugin!r}", remedy=f"return an instance of {kind.__name__}")
+    offer: BackendOffer | HypervisorOffer
+    if isinstance(plugin, Backend):
+        offer = BackendOffer(plugin, origin, seconds)
+    else:
+        offer = HypervisorOffer(plugin, origin, seconds)
+    if offer.api_version != API_VERSION:
         raise PluginError(
-            f"{name} was written for API version {version}, this is version {API_VERSION}",
+            f"{offer.name or hook} was written for API version {offer.api_version}, this is version {API_VERSION}",
             remedy="install matching versions of the plugin and of irqchip-core",
         )
-    _check_attributes(offer)
-    for method, arguments in _METHODS[kind].items():
+    _check_attributes(offer, type(plugin).__name__)
+    for method, arguments in _METHODS[hook].items():
         try:
-            inspect.signature(getattr(offer, method)).bind(*arguments)
+            inspect.signature(getattr(plugin, method)).bind(*arguments)
         except TypeError as error:
             raise PluginError(
-                f"{method} of {type(offer).__name__} does not fit: {error}",
+                f"{method} of {type(plugin).__name__} does not fit: {error}",
                 remedy=f"let it take ({', '.join(['self', *arguments])})",
             ) from None
+    return offer
 
 
-def _check_attributes(offer: Any) -> None:
-    kind = type(offer).__name__
-    name = getattr(offer, "name", None)
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise PluginError(f"{name!r} is not a name", remedy="use lower case letters, digits and underscores")
-    if not isinstance(getattr(offer, "summary", None), str):
+def _check_attributes(offer: BackendOffer | HypervisorOffer, kind: str) -> None:
+    if not isinstance(offer.name, str) or not NAME.fullmatch(offer.name):
+        raise PluginError(f"{offer.name!r} is not a name", remedy="use lower case letters, digits and underscores")
+    if not isinstance(offer.summary, str):
         raise PluginError(f"{kind} has no summary", remedy="give it one line of text")
     if not isinstance(offer.rank, int):
         raise PluginError(f"the rank of {kind} is {offer.rank!r}", remedy="make it an integer")
-    if isinstance(offer, Backend):
+    if isinstance(offer, BackendOffer):
         if not isinstance(offer.hypervisors, frozenset | None):
             raise PluginError(f"hypervisors of {kind} are {offer.hypervisors!r}", remedy="give a frozenset, or None")
         if not isinstance(offer.wrapper, bool):

@@ -11,7 +11,7 @@ from irqchip_core.chip import IrqChipCap
 from irqchip_core.errors import NothingSuitable
 from irqchip_core.lookup import absent
 from irqchip_core.plugins import installed
-from irqchip_core.selection import BACKEND_VARIABLE, Candidate, asked_for, select, survey
+from irqchip_core.selection import Candidate, backend_reason, select, survey
 from irqchip_core.table import format_table
 
 NOTHING_FITS = 1
@@ -98,11 +98,7 @@ def _verdict(args: argparse.Namespace, candidate: Candidate, first: Candidate | 
         return f"no: {candidate.refusal}"
     if candidate is not first:
         return f"fits, but {first.backend.name} on {first.hypervisor} comes first"
-    if args.name is not None:
-        return "chosen: asked for"
-    if asked_for(None, BACKEND_VARIABLE)[0] is not None:
-        return f"chosen: {BACKEND_VARIABLE} names it"
-    return "chosen: preferred" if candidate.backend.name in args.prefer else "chosen: the first that fits"
+    return f"chosen: {backend_reason(args.name, candidate, args.prefer)}"
 
 
 def _as_json(judged: list[Candidate], first: Candidate | None, others: dict[str, str]) -> dict[str, Any]:

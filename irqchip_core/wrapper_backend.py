@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class WrapperBackend(Backend):
-    """Can serve a VM if a backend can that wraps nothing itself, and has that one's capabilities.
+    """Can serve a VM if the backend it wraps can, and has that one's capabilities.
 
     Attributes:
-        wraps: Name of the backend to wrap; None for the first that fits.
+        wraps: Name of the backend to wrap, which may be a wrapper; None for the first that fits and is none.
     """
 
     wrapper = True
@@ -37,7 +37,7 @@ class WrapperBackend(Backend):
             raise PluginError("it is to wrap itself", subject=self.name, argument="wraps", remedy="name another one")
         if self.wraps is not None:
             return [judge(find_backend(self.wraps), vm)]
-        return [candidate for candidate in candidates(vm) if not candidate.backend.wrapper]
+        return candidates(vm, wrappers=False)
 
     @override
     def probe(self, vm: Vm) -> Probe:

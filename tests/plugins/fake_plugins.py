@@ -82,7 +82,7 @@ def ours(found: Plugins) -> dict[str, PluginRecord]:
     return {record.name: record for record in found.records if record.module.startswith("plugin_of_")}
 
 
-def only_ours() -> Plugins:
+def only_ours(timeout: float | None = None) -> Plugins:
     """What this test has installed, as if nothing else were."""
     entry_points = importlib.metadata.entry_points(group="irqchip")
-    return discover(entry_points=[found for found in entry_points if found.value.startswith("plugin_of_")])
+    return discover(entry_points=[e for e in entry_points if e.value.startswith("plugin_of_")], timeout=timeout)

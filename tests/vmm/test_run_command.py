@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fcntl import F_SETPIPE_SZ, fcntl
@@ -17,7 +18,12 @@ from typing import Any
 
 import pytest
 
+from irqchip_core import cli, select_command, selection
 from irqchip_core.cli import main
+from irqchip_core.plugins import discover
+from irqchip_kvm.kvm import Kvm
+from irqchip_kvm_kernel import plugin as kvm_kernel_plugin
+from irqchip_kvm_kernel.plugin import KvmKernelBackend
 from irqchip_vmm.run import MAX_BACKLOG, READ_SIZE
 from tests.guests.assemble import GUESTS
 
@@ -52,6 +58,58 @@ def test_choice_is_said_with_its_reason(capfd: pytest.CaptureFixture[str]) -> No
         "on chip kvm_kernel (asked for with x2apic, mp_state_get_set), hypervisor kvm (asked for), vCPUs: 1"
         in capfd.readouterr().err
     )
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", guest("real/reset")],
+        ["run", guest("real/reset"), "--chip", "kvm_kernel"],
+        ["run", guest("real/reset"), "--chip", "kvm_kernel", "--hypervisor", "kvm"],
+        ["select"],
+        ["select", "--explain", "--hypervisor", "kvm"],
+        ["probe", "kvm_kernel"],
+        ["list"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_makes_one_vm_and_probes_each_chip_once(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    calls: Counter[str] = Counter()
+
+    def counted(cls: type, name: str, called: str) -> None:
+        method = getattr(cls, name)
+
+        def count(*args: object) -> object:
+            calls[called] += 1
+            return method(*args)
+
+        monkeypatch.setattr(cls, name, count)
+
+    class Backend(KvmKernelBackend):
+        pass
+
+    def read(name: str) -> property:
+        def count(self: Backend) -> object:
+            calls[name] += 1
+            return getattr(KvmKernelBackend, name)
+
+        return property(count)
+
+    attributes = ("name", "api_version", "summary", "hypervisors", "rank", "wrapper")
+    for name in attributes:
+        setattr(Backend, name, read(name))
+    monkeypatch.setattr(kvm_kernel_plugin, "KvmKernelBackend", Backend)
+    counted(Backend, "probe", "probe")
+    counted(Kvm, "__init__", "open")
+    counted(Kvm, "create_vm", "VM")
+    found = discover()
+    for module in (cli, select_command, selection):
+        monkeypatch.setattr(module, "installed", lambda: found)
+    assert main(command) == 0
+    assert dict(calls) == dict.fromkeys((*attributes, "probe", "open", "VM"), 1)
 
 
 @pytest.mark.kvm

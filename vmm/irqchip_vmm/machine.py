@@ -27,7 +27,7 @@ from irqchip_core.errors import Closed, Exhausted, InvalidArgument, IrqChipError
 from irqchip_core.events import DeviceId, IrqEventSource, PlatformDeviceId
 from irqchip_core.irq_loop import IrqLoop
 from irqchip_core.routes import IOAPIC_PINS
-from irqchip_core.selection import create_irqchip, create_vm, select
+from irqchip_core.selection import Choice, choose, create_irqchip
 from irqchip_core.vcpu import VcpuX86_64, Vm
 from irqchip_core.vcpu_loop import VcpuLoop, VcpuThread, stop_vcpus
 from irqchip_core.x86.chip import IrqChipX86_64
@@ -53,6 +53,10 @@ VIRTUAL_WALL_TIME = 946_684_800
 """What the real-time clock shows when virtual time begins, in seconds since 1970: the start of the year 2000."""
 
 
+def _required(require: Collection[IrqChipCap], virtual_time: bool) -> Collection[IrqChipCap]:
+    return {*require, IrqChipCap.MP_STATE_GET_SET} if virtual_time else require
+
+
 class Machine:
     """A PC with COM1, RTC, keyboard controller (reset only), exit port and interrupt generator.
 
@@ -73,7 +77,10 @@ class Machine:
     Raises:
         InvalidArgument: A size or count out of range, or `on_interrupt` in real time.
         WrongType: A chip without its VM, or not of x86.
-        IrqChipError: See `create_vm` and `create_irqchip`.
+        IrqChipError: See `choose` and `create_irqchip`.
+
+    Attributes:
+        choice: How chip and hypervisor came to be chosen; None for a VM that is given.
     """
 
     def __init__(
@@ -99,13 +106,14 @@ class Machine:
                 remedy="give the VM as hypervisor",
             )
         self.vcpu_count = vcpu_count
+        self.choice: Choice | None = None
         self._vcpu_threads: list[VcpuThread | VirtualTimeThread] = []
         self._ending = Ending(self._ended)
         self._on_end = on_end
         self._started = False
         self._cleanup: list[Callable[[], object]] = []  # what was made, to be undone in reverse
         try:
-            self._make(hypervisor, chip, memory_size, require, VirtualClock() if deterministic else None)
+            self._make(hypervisor, chip, memory_size, require, deterministic)
             self._make_devices(console)
             self._on_interrupt = on_interrupt
             if self.virtual_clock is None and (deterministic or on_interrupt is not None):
@@ -125,24 +133,27 @@ class Machine:
         chip: str | IrqChip | None,
         memory_size: int,
         require: Collection[IrqChipCap],
-        clock: VirtualClock | None,
+        virtual_time: bool,
     ) -> None:
-        if hypervisor is None and not isinstance(chip, IrqChip):
-            hypervisor = select(chip, require=require, virtual_time=clock is not None).hypervisor
         if hypervisor is None or isinstance(hypervisor, str):
-            self.vm = create_vm(hypervisor, clock=clock)
+            assert not isinstance(chip, IrqChip)
+            wanted = _required(require, virtual_time)
+            self.choice = choose(chip, hypervisor=hypervisor, require=wanted, virtual_time=virtual_time)
+            self.vm = self.choice.vm
             self._cleanup.append(self.vm.close)
         else:
             self.vm = hypervisor
         self.virtual_clock = self.vm.clock if isinstance(self.vm.clock, VirtualClock) else None
-        if self.virtual_clock is not None:
-            require = {*require, IrqChipCap.MP_STATE_GET_SET}
         self.memory = GuestMemory(self.vm.map_memory(0, memory_size))
         self._cleanup.append(self.memory.close)
         if isinstance(chip, IrqChip):
             made = chip
         else:
-            made = create_irqchip(chip, vm=self.vm, vcpu_count=self.vcpu_count, require=require)
+            if self.choice is not None:
+                made = self.choice.create(self.vcpu_count)
+            else:
+                wanted = _required(require, self.virtual_clock is not None)
+                made = create_irqchip(chip, vm=self.vm, vcpu_count=self.vcpu_count, require=wanted)
             self._cleanup.append(made.close)
         if not isinstance(made, IrqChipX86_64):
             raise WrongType(f"{made.name} is not a chip of a PC", subject="Machine", argument="chip")

@@ -12,13 +12,6 @@ from contextlib import ExitStack, contextmanager
 from irqchip_core.chip import IrqChipCap
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.events import Event
-from irqchip_core.selection import (
-    BACKEND_VARIABLE,
-    HYPERVISOR_VARIABLE,
-    asked_for,
-    hypervisor_candidates,
-    usable,
-)
 from irqchip_vmm import report
 from irqchip_vmm.ending import Outcome, RunResult
 from irqchip_vmm.guest import NAME, demonstration_guest
@@ -84,9 +77,8 @@ def _run(args: argparse.Namespace) -> int:
         ) as machine,
     ):
         machine.load(image)
-        for line in _passed_over(args, machine):
+        for line in _choice(args, machine):
             err.print(line)
-        err.print(_choice(args, machine))
         if args.guest is not None:
             _Input(machine).start()
         result = machine.run(timeout)
@@ -111,31 +103,17 @@ def _trace_to(path: str | None) -> Iterator[Callable[[InjectedInterrupt], object
         yield lambda interrupt: print(interrupt, file=file)
 
 
-def _passed_over(args: argparse.Namespace, machine: Machine) -> Iterator[str]:
-    """Why the hypervisors that come before the chosen one were not taken."""
-    if args.hypervisor is None:
-        for hypervisor in hypervisor_candidates(backend=args.chip):
-            if hypervisor.name == machine.vm.hypervisor:
-                return
-            reason = usable(hypervisor, virtual_time=args.deterministic) or "no chip fits there"
-            yield f"irqchip: not on hypervisor {hypervisor.name}: {reason}"
-
-
-def _choice(args: argparse.Namespace, machine: Machine) -> str:
-    chip_reason = _reason(args.chip, BACKEND_VARIABLE, "the first that fits")
-    if args.require:
-        chip_reason += f" with {', '.join(args.require)}"
-    hypervisor_reason = _reason(args.hypervisor, HYPERVISOR_VARIABLE, "the first on which it fits")
-    return (
-        f"irqchip: {args.guest or NAME} on chip {machine.chip.name} ({chip_reason}), "
-        f"hypervisor {machine.vm.hypervisor} ({hypervisor_reason}), vCPUs: {machine.vcpu_count}"
+def _choice(args: argparse.Namespace, machine: Machine) -> Iterator[str]:
+    """What is run on what, after the hypervisors that come before it: why each was not taken."""
+    choice = machine.choice
+    assert choice is not None  # the machine has made the VM
+    for name, reason in choice.passed_over.items():
+        yield f"irqchip: not on hypervisor {name}: {reason}"
+    required = f" with {', '.join(args.require)}" if args.require else ""
+    yield (
+        f"irqchip: {args.guest or NAME} on chip {machine.chip.name} ({choice.backend_reason}{required}), "
+        f"hypervisor {machine.vm.hypervisor} ({choice.hypervisor_reason}), vCPUs: {machine.vcpu_count}"
     )
-
-
-def _reason(name: str | None, variable: str, default: str) -> str:
-    if name is not None:
-        return "asked for"
-    return default if asked_for(None, variable)[0] is None else f"{variable} names it"
 
 
 def _problems(args: argparse.Namespace, machine: Machine, result: RunResult) -> list[str]:

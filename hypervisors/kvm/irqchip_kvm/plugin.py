@@ -8,6 +8,7 @@ from irqchip_core.errors import IrqChipError
 from irqchip_core.hookspecs import Hypervisor, hookimpl
 
 if TYPE_CHECKING:
+    from irqchip_core.clock import VirtualClock
     from irqchip_kvm.vm import KvmVm
 
 
@@ -21,23 +22,28 @@ class KvmHypervisor(Hypervisor):
 
     def probe(self) -> str | None:
         """None if /dev/kvm can be used, else one sentence saying why not and what would help."""
-        import platform
-
-        if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-            return f"KVM here needs Linux on x86-64, this is {platform.system()} on {platform.machine()}"
-        from irqchip_kvm.kvm import Kvm
-
-        try:
-            with Kvm() as kvm, kvm.create_vm():
-                return None
-        except IrqChipError as error:
-            return str(error)
+        made = self.try_create_vm()
+        if isinstance(made, str):
+            return made
+        made.close()
+        return None
 
     def create_vm(self) -> KvmVm:
         from irqchip_kvm.kvm import Kvm
 
         with Kvm() as kvm:
             return kvm.create_vm()
+
+    def try_create_vm(self, clock: VirtualClock | None = None) -> KvmVm | str:
+        """Whether VMs can be made here only the attempt shows, so the VM it makes is the one that is used."""
+        import platform
+
+        if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+            return f"KVM here needs Linux on x86-64, this is {platform.system()} on {platform.machine()}"
+        try:
+            return self.create_vm()
+        except IrqChipError as error:
+            return str(error)
 
 
 @hookimpl

@@ -12,9 +12,8 @@ from typing import Any, ClassVar, TypeVar
 import pytest
 
 from irqchip_core.chip import IrqChip, IrqChipCap
-from irqchip_core.errors import InvalidArgument, NothingSuitable
-from irqchip_core.plugins import installed
-from irqchip_core.selection import create_irqchip, create_vm, find_backend, find_hypervisor, judge, usable
+from irqchip_core.errors import InvalidArgument
+from irqchip_core.selection import create_irqchip, create_vm, select
 from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.lab import Lab
 from irqchip_core.vcpu import Vm
@@ -28,18 +27,8 @@ def choose(backend: str, hypervisor: str | None = None) -> tuple[str, frozenset[
         UnknownName: There is no such backend or hypervisor.
         NothingSuitable: It can be used on no hypervisor here, or not on that one; with the reasons.
     """
-    found = find_backend(backend)
-    refusals = []
-    for candidate in [find_hypervisor(hypervisor)] if hypervisor else installed().hypervisors.values():
-        refusal = usable(candidate)
-        if refusal is None:
-            with create_vm(candidate.name) as vm:
-                judged = judge(found, vm)
-            refusal = judged.refusal
-            if refusal is None:
-                return candidate.name, judged.probe.capabilities
-        refusals.append((candidate.name, refusal))
-    raise NothingSuitable(f"backend {backend} cannot be used here", refusals=refusals)
+    chosen = select(backend, hypervisor=hypervisor)
+    return chosen.hypervisor, chosen.probe.capabilities
 
 
 _S = TypeVar("_S", bound="Scenarios")
