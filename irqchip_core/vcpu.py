@@ -93,7 +93,7 @@ class VcpuX86_64(Vcpu, Protocol):  # noqa: N801
 
     @property
     def apic_base(self) -> int:
-        """IA32_APIC_BASE as of the last exit: no exit reports when the guest writes it."""
+        """IA32_APIC_BASE as of the last exit, for chips on a VM without `Vm.can_exit_on_msrs`."""
         ...
 
     def tsc(self) -> int:

@@ -17,6 +17,8 @@
         .equ    WINDOW, 0x14
         .equ    FIRST, 0                        # Mailbox: two arguments,
         .equ    SECOND, 8
+        .equ    THIRD, 12                       #   or four of 32 bits,
+        .equ    FOURTH, 4
         .equ    RESULT, 16                      #   what the operation read, or 1 once SPIN has begun,
         .equ    FAULT, 24                       #   1 if it raised #GP,
         .equ    STOP, 32                        #   and 1 to end SPIN
@@ -138,6 +140,17 @@ cpuid:  movl    FIRST(%rbx), %eax               # the four registers replace arg
         movl    %ecx, RESULT(%rsi)
         movl    %edx, RESULT+4(%rsi)
         movq    %rsi, %rbx
+        jmp     next
+        .balign 32
+switch: movl    FIRST(%rbx), %ecx               # two writes of one MSR and a load, with no exit between them
+        movl    SECOND(%rbx), %eax
+        xorl    %edx, %edx
+        wrmsr
+        movl    THIRD(%rbx), %eax
+        wrmsr
+        movl    FOURTH(%rbx), %edx
+        movl    (%rdx), %eax
+        movl    %eax, RESULT(%rbx)
         jmp     next
 
         .balign 32

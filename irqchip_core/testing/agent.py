@@ -62,6 +62,8 @@ class Operation(enum.IntEnum):
     OUT_DWORD = 15
     CPUID = 16
     """Leaf and subleaf; see `Mailbox.cpuid`."""
+    SWITCH = 17
+    """Write an MSR twice and load, with no exit between. Four arguments of 32 bits: MSR, address, the two values."""
 
 
 class Mailbox:

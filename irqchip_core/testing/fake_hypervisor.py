@@ -96,6 +96,7 @@ class FakeVcpu:
 
     def set_sregs(self, sregs: Sregs) -> None:
         self._sregs = sregs
+        self.apic_base = sregs.apic_base
 
     def set_cpuid(self, entries: Sequence[CpuidEntry]) -> None:
         pass

@@ -292,6 +292,11 @@ class GuestCpu:
         self.do(Operation.WRITE_MSR, index, value)
         return not self.mailbox.faulted()
 
+    def switch_base(self, by: int, to: int, address: int) -> int | None:
+        """Write IA32_APIC_BASE twice, then load from `address`, all without an exit; None if a write raises #GP."""
+        value = self.do(Operation.SWITCH, reg.IA32_APIC_BASE | address << 32, by | to << 32)
+        return None if self.mailbox.faulted() else value
+
     def read_tsc(self) -> int:
         """RDTSC."""
         return self.do(Operation.READ_TSC)

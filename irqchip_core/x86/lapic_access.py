@@ -103,16 +103,22 @@ class LapicAccess(LapicCore):
             return self._command(SELF << ICR_SHORTHAND_SHIFT | value, store=False)
         return _WRITERS[offset >> 4](self, value, now)
 
-    def _write_base(self, value: int) -> Effects | None:
+    def allows_base(self, value: int) -> bool:
+        """Whether WRMSR of IA32_APIC_BASE takes `value`, and does not raise #GP."""
         enabled = value & reg.APIC_BASE_EN != 0
         extended = value & reg.APIC_BASE_EXTD != 0
         if value & self._base_reserved or (extended and not enabled):
-            return None
+            return False
         # SDM figure 12-27: x2APIC mode is entered from xAPIC mode only, and left by disabling only.
-        if (extended and not self.hardware_enabled) or (self.x2apic_mode and enabled and not extended):
+        return self.hardware_enabled if extended else not (self.x2apic_mode and enabled)
+
+    def _write_base(self, value: int) -> Effects | None:
+        if not self.allows_base(value):
             return None
         if value == self.apic_base:
             return ()
+        enabled = value & reg.APIC_BASE_EN != 0
+        extended = value & reg.APIC_BASE_EXTD != 0
         before = self.timer.wake_at
         if extended and not self.x2apic_mode:
             self._regs[reg.ICR_HIGH >> 4] = 0  # another format, undefined after the switch (12.12.5.1)

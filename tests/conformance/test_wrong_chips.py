@@ -252,6 +252,21 @@ FAULTS: list[tuple[Maker, str, str]] = [
         "a fixed interrupt does not start a processor that is UNINITIALIZED, but it is <MPState.RUNNABLE",
     ),
     (
+        wrong.BaseSeenLate,
+        "back_to_xapic_mode_at_once",
+        "two writes of IA32_APIC_BASE in a row lead from x2APIC mode to xAPIC mode, but it is 4294967295 and not",
+    ),
+    (
+        wrong.BaseSeenLate,
+        "from_disabled_to_x2apic_mode_at_once",
+        "0x1ff can be written to APIC register 0xf0 in x2APIC mode, but it raised #GP",
+    ),
+    (
+        wrong.BaseSeenLate,
+        "moved_page",
+        "the register page is where IA32_APIC_BASE says, but it is 4294967295 and not",
+    ),
+    (
         with_parts(Lapic=wrong.InitNeedsItsLevel),
         "every_form_of_init",
         "0x500 in ICR is an INIT, after which a start-up IPI starts a vCPU, but it is None and not 3",

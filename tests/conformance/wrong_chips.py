@@ -29,6 +29,7 @@ from irqchip_core.x86.ioapic import MASKED as ENTRY_MASKED
 from irqchip_core.x86.ioapic import Ioapic, LineResult
 from irqchip_core.x86.lapic import Lapic
 from irqchip_core.x86.lapic_core import IGNORED, LapicCore
+from irqchip_core.x86.lapic_registers import IA32_APIC_BASE
 from irqchip_core.x86.msi import Message
 from irqchip_core.x86.pic import Pic
 from irqchip_core.x86.pit import Pit
@@ -453,6 +454,15 @@ class RunnersNotKicked(Processor):
 class MpStateNotKept(UserspaceIrqChip):
     def set_mp_state(self, vcpu_id: int, state: MPState) -> None:
         super().set_mp_state(vcpu_id, MPState.RUNNABLE if state is MPState.HALTED else state)
+
+
+class BaseSeenLate(UserspaceIrqChip):
+    """Learns of IA32_APIC_BASE at the next exit, when the guest may have written it twice."""
+
+    def __init__(self, vm: Vm, vcpu_count: int) -> None:
+        super().__init__(vm, vcpu_count)
+        vm.exit_on_msrs([msrs for msrs in irqchip_userspace.chip.APIC_MSRS if IA32_APIC_BASE not in msrs])
+        self._exits_on_msrs = False
 
 
 class InitNeedsItsLevel(Lapic):

@@ -168,7 +168,10 @@ def test_bad_hosts(vm: UnicornVm) -> None:
     with pytest.raises(InvalidArgument):
         vm.create_vcpu(-1)
     sregs = vcpu.get_sregs()
-    for name, value in (("cr0", 1 << 31), ("efer", 0x400), ("efer", 0x1000), ("cr8", 16), ("apic_base", 1 << 64)):
+    for name, value in (
+        ("cr0", 1 << 31), ("efer", 0x400), ("efer", 0x1000), ("cr8", 16),
+        ("apic_base", 1 << 64), ("apic_base", 0xFEE00400), ("apic_base", 0xFEE00801), ("apic_base", 1 << 41),
+    ):  # fmt: skip
         bad = vcpu.get_sregs()
         setattr(bad, name, value)
         with pytest.raises(InvalidArgument):

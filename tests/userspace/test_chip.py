@@ -20,6 +20,7 @@ from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, Irq
 from irqchip_core.routes import IrqRoute, IrqSourceChip, PinSource, default_routes
 from irqchip_core.testing import FakeClock, FakeVcpu, FakeVm, read_msr, write_msr
 from irqchip_core.x86.counters import GsiCount, VectorCount
+from irqchip_core.x86.registers import Sregs
 from irqchip_core.x86.state import PicSelect
 from irqchip_userspace.chip import UserspaceIrqChip, probe
 
@@ -397,7 +398,8 @@ def test_x2apic_by_msr_exits(board: Board) -> None:
     assert chip.handle_msr(vcpu, read_msr(0x802))
     assert vcpu.msr is None  # #GP: not in x2APIC mode
     assert chip.wait_until_runnable(vcpu) is VcpuRunState.RUNNABLE
-    vcpu.apic_base |= 1 << 10  # no exit tells when the guest switches
+    chip.handle_msr(vcpu, write_msr(0x1B, 0xFEE00D00))
+    assert vcpu.msr == 0
     assert chip.handle_msr(vcpu, read_msr(0x803))
     assert vcpu.msr is not None
     chip.handle_msr(vcpu, write_msr(0x83F, 0x77))  # self IPI
@@ -675,20 +677,48 @@ def test_serving_an_event_that_was_not_signalled_does_nothing(board: Board) -> N
 
 
 def test_a_guest_moves_its_local_apic(board: Board) -> None:
-    vcpu = board.vcpus[1]
-    board.chip.set_mp_state(1, MPState.RUNNABLE)
-    assert board.chip.wait_until_runnable(vcpu) is VcpuRunState.RUNNABLE
-    vcpu.apic_base = 0xFD000000 | 1 << 11
-    board.chip.inject_interrupts(vcpu)
+    def move(apic_base: int) -> None:
+        board.chip.handle_msr(board.vcpus[1], write_msr(0x1B, apic_base))
+        assert board.vcpus[1].msr == 0
+        board.chip.handle_msr(board.vcpus[1], read_msr(0x1B))
+        assert board.vcpus[1].msr == board.vcpus[1].get_sregs().apic_base == apic_base
+
+    move(0xFD000000 | 1 << 11)
     assert board.mmio.for_vcpu(1).read(0xFD000030, 4) == board.read(0, 0x30)
     assert board.read(1, 0x30) == 0xFFFFFFFF
-    vcpu.apic_base = IOAPIC | 1 << 11  # another device keeps its place
-    board.chip.inject_interrupts(vcpu)
+    move(IOAPIC | 1 << 11)  # another device keeps its place
     assert board.mmio.for_vcpu(1).read(0xFD000030, 4) is None
     assert board.mmio.read(IOAPIC, 4) is not None
-    vcpu.apic_base = LAPIC | 1 << 11
-    board.chip.inject_interrupts(vcpu)
+    move(LAPIC | 1 << 11)
     assert board.read(1, 0x30) == board.read(0, 0x30)
+
+
+def test_a_base_that_the_hypervisor_refuses_faults_and_changes_nothing(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(sregs: Sregs) -> None:
+        raise InvalidArgument("no such address", subject="vCPU")
+
+    monkeypatch.setattr(board.vcpus[0], "set_sregs", refuse)
+    for value in (1 << 45 | 0x900, LAPIC | 0x500, LAPIC | 0x901):  # too wide for this vCPU, illegal, reserved
+        board.chip.handle_msr(board.vcpus[0], write_msr(0x1B, value))
+        assert board.vcpus[0].msr is None
+    assert board.chip.get_lapic_state(0).apic_base == LAPIC | 0x900
+    assert board.read(0, 0x30) == board.read(1, 0x30)
+
+
+def test_a_guest_moves_its_local_apic_where_no_exit_reports_that() -> None:
+    board = Board(can_exit_on_msrs=False)
+    vcpu = board.vcpus[0]
+    assert board.chip.wait_until_runnable(vcpu) is VcpuRunState.RUNNABLE
+    for base in (0xFD000000, LAPIC):
+        vcpu.apic_base = base | 0x900
+        board.chip.inject_interrupts(vcpu)
+        assert board.mmio.for_vcpu(0).read(base + 0x30, 4) == board.read(1, 0x30)
+    vcpu.apic_base = LAPIC | 0x100
+    board.chip.inject_interrupts(vcpu)
+    assert board.read(0, 0x30) == 0xFFFFFFFF
+    board.chip.close()
 
 
 # Hostile guests and hosts
@@ -730,8 +760,7 @@ def test_a_guest_may_write_anything_anywhere(actions: list[tuple[Any, ...]]) -> 
                     access = read_msr(index) if value is None else write_msr(index, value)
                     assert board.chip.handle_msr(board.vcpus[vcpu], access)
                 case ("base", bits, vcpu):
-                    board.vcpus[vcpu].apic_base = LAPIC | bits
-                    board.chip.inject_interrupts(board.vcpus[vcpu])
+                    assert board.chip.handle_msr(board.vcpus[vcpu], write_msr(0x1B, LAPIC | bits))
                 case ("line", gsi, level):
                     board.chip.service_irq(gsi, level)
                 case ("time", nanoseconds):

@@ -59,9 +59,7 @@ def test_a_state_that_is_set_counts_more_than_what_the_guest_had(board: Board) -
 
 
 def test_a_moved_local_apic_is_where_it_was_moved(board: Board, other: Board) -> None:
-    enter(board)
-    board.vcpus[0].apic_base = 0xFD000000 | APIC_ENABLED | 1 << 8
-    board.inject()
+    board.chip.handle_msr(board.vcpus[0], write_msr(0x1B, 0xFD000000 | APIC_ENABLED | 1 << 8))
     other.chip.restore(board.chip.snapshot(2), 2)
     other.inject()
     assert other.vcpus[0].get_sregs().apic_base == 0xFD000000 | APIC_ENABLED | 1 << 8

@@ -18,6 +18,7 @@ EFER, TSC_AUX = 0xC0000080, 0xC0000103
 
 APIC_BASE_ADDRESS = 0xFEE00000
 APIC_BASE_BSP, APIC_BASE_EXTD, APIC_BASE_ENABLE = 1 << 8, 1 << 10, 1 << 11
+_MODES = APIC_BASE_ENABLE | APIC_BASE_EXTD
 _PHYSICAL_ADDRESS = (1 << 40) - 1
 
 SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP = 0x174, 0x175, 0x176
@@ -91,17 +92,16 @@ class Msrs:
         else:
             raise GuestFault(GP, 0)
 
+    def allows_apic_base(self, value: int) -> bool:
+        """Whether IA32_APIC_BASE can have this value."""
+        allowed = _PHYSICAL_ADDRESS & ~0xFFF | _MODES | APIC_BASE_BSP
+        mode = value & _MODES
+        return not value & ~allowed and (not mode & APIC_BASE_EXTD or (mode == _MODES and self._has_x2apic()))
+
     def _write_apic_base(self, value: int) -> None:
         # Intel SDM vol. 3, 12.12.5 (10.12.5): between the modes only along the arrows of the figure.
-        modes = APIC_BASE_ENABLE | APIC_BASE_EXTD
-        old, new = self.apic_base & modes, value & modes
-        allowed = _PHYSICAL_ADDRESS & ~0xFFF | modes | APIC_BASE_BSP
-        if (
-            value & ~allowed
-            or new == APIC_BASE_EXTD
-            or (new & APIC_BASE_EXTD and (old == 0 or not self._has_x2apic()))
-            or (old == modes and new == APIC_BASE_ENABLE)
-        ):
+        old, new = self.apic_base & _MODES, value & _MODES
+        if not self.allows_apic_base(value) or (old, new) in ((0, _MODES), (_MODES, APIC_BASE_ENABLE)):
             raise GuestFault(GP, 0)
         self.apic_base = value
 

@@ -283,6 +283,13 @@ class UnicornVcpu:
             bitmap = sregs.interrupt_bitmap
             if not 0 <= bitmap < 1 << 256 or not 0 <= sregs.apic_base < 1 << 64:
                 raise InvalidArgument("a number does not fit", subject=self._subject, argument="sregs")
+            if not self._processor.msrs.allows_apic_base(sregs.apic_base):
+                raise InvalidArgument(
+                    f"{sregs.apic_base:#x} is no value of IA32_APIC_BASE here",
+                    subject=self._subject,
+                    argument="sregs",
+                    remedy="check its mode, its address, and that CPUID announces x2APIC mode",
+                )
             state.set_sregs(self._processor.context, sregs)
             self._processor.engine.forget_addresses()
             self._processor.msrs.apic_base = sregs.apic_base

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from irqchip_core.chip import IrqChipCap
+from irqchip_core.testing import agent
 from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.conformance.base import Scenarios, needs
 from irqchip_core.testing.guest_cpu import SPURIOUS_VECTOR, GuestCpu
@@ -13,6 +14,8 @@ from irqchip_core.x86.state import LAPIC_BASE
 
 SWITCH = "a chip with x2apic lets its guest switch to x2APIC mode"
 APIC_ID_SHIFT = 24  # of the register in xAPIC mode, and in EBX of CPUID leaf 1
+MOVED = 0xFED40000
+"""Where the guest moves its register page to."""
 NO_REGISTER = reg.X2APIC_MSR_BASE + 0x01  # reserved in SDM table 12-6
 
 
@@ -154,6 +157,46 @@ class Modes(Scenarios):
         cpu = self._switched().cpu
         refused = not cpu.write_msr(reg.X2APIC_MSR_BASE + (reg.ESR >> 4), 1)
         check(refused, "ESR takes only 0 in x2APIC mode", "1 was accepted")
+
+    @needs(IrqChipCap.X2APIC)
+    def test_back_to_xapic_mode_at_once(self) -> None:
+        """From x2APIC mode to disabled to xAPIC mode, with nothing between the two writes."""
+        cpu = self.boot().cpu
+        version = cpu.load(LAPIC_BASE + reg.VERSION)
+        check(cpu.enter_x2apic(), SWITCH, "that raised #GP")
+        xapic = reg.APIC_BASE_RESET | reg.APIC_BASE_BSP
+        disabled = xapic & ~reg.APIC_BASE_EN
+        rule = "two writes of IA32_APIC_BASE in a row lead from x2APIC mode to xAPIC mode"
+        check_equal(cpu.switch_base(disabled, xapic, LAPIC_BASE + reg.VERSION), version, rule)
+        cpu.x2apic = False
+        self._takes(cpu, 0x51, rule)
+
+    @needs(IrqChipCap.X2APIC)
+    def test_from_disabled_to_x2apic_mode_at_once(self) -> None:
+        """From disabled to xAPIC mode to x2APIC mode, with nothing between the two writes."""
+        cpu = self.boot().cpu
+        xapic = reg.APIC_BASE_RESET | reg.APIC_BASE_BSP
+        rule = "two writes of IA32_APIC_BASE in a row lead from disabled to x2APIC mode"
+        check(cpu.write_msr(reg.IA32_APIC_BASE, xapic & ~reg.APIC_BASE_EN), "the APIC can be disabled", "it raised #GP")
+        check(cpu.switch_base(xapic, xapic | reg.APIC_BASE_EXTD, agent.ENTRY) is not None, rule, "that raised #GP")
+        cpu.x2apic = True
+        self._takes(cpu, 0x51, rule)
+
+    def test_moved_page(self) -> None:
+        """The register page moves with IA32_APIC_BASE, and answers the first access where it is now."""
+        cpu = self.boot().cpu
+        version = cpu.load(LAPIC_BASE + reg.VERSION)
+        disabled = MOVED | base_of(cpu) & reg.APIC_BASE_BSP
+        rule = "the register page is where IA32_APIC_BASE says"
+        at = MOVED + reg.VERSION
+        check_equal(cpu.switch_base(disabled, disabled | reg.APIC_BASE_EN, at), version, rule)
+        check_equal(cpu.load(at), version, rule)
+        check(cpu.load(LAPIC_BASE + reg.VERSION) != version, rule, "it is where it was, too")
+
+    def _takes(self, cpu: GuestCpu, vector: int, rule: str) -> None:
+        cpu.apic_write(reg.SPIV, reg.SPIV_SOFTWARE_ENABLE | SPURIOUS_VECTOR)
+        cpu.machine.send_msi(vector)
+        cpu.expect(vector, rule=rule)
 
     def test_disabled_apic(self) -> None:
         """A local APIC disabled by IA32_APIC_BASE takes no message; enabled again, it does."""

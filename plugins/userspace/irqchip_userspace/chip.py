@@ -40,7 +40,11 @@ LAPIC_LENGTH = 0x1000
 MAX_VCPUS = 255
 """APIC ids are 8 bits in xAPIC mode, and 255 is the broadcast address."""
 
-APIC_MSRS = (range(0x800, 0x900), range(IA32_TSC_DEADLINE, IA32_TSC_DEADLINE + 1))
+APIC_MSRS = (
+    range(0x800, 0x900),
+    range(IA32_TSC_DEADLINE, IA32_TSC_DEADLINE + 1),
+    range(IA32_APIC_BASE, IA32_APIC_BASE + 1),
+)
 APIC_BASE_ADDRESS = ~0xFFF
 
 
@@ -103,7 +107,8 @@ class UserspaceIrqChip(BoardChip):
         check_int(vcpu_count, 1, MAX_VCPUS, subject=NAME, argument="vcpu_count")
         super().__init__(pins, _capabilities(vm), clock if clock is not None else vm.clock)
         self._shared = _Shared(vcpu_count)
-        if IrqChipCap.X2APIC in self._capabilities:
+        self._exits_on_msrs = vm.can_exit_on_msrs
+        if self._exits_on_msrs:
             vm.exit_on_msrs(APIC_MSRS)
         self._lock = self._board.lock
         self._destinations = Destinations()
@@ -208,11 +213,14 @@ class UserspaceIrqChip(BoardChip):
 
     def _pull(self, processor: Processor) -> Effects:
         """The effects of what the guest did by itself."""
-        base = processor.pull()
-        if base is None:
+        processor.pull()
+        if self._exits_on_msrs or processor.vcpu is None or not processor.entered:
             return ()
-        effects = processor.lapic.write_msr(IA32_APIC_BASE, base, self._clock.now()) or ()
-        return self._carry_out(processor, effects)
+        # Without x2APIC mode each value can follow each other one, so whatever the guest wrote in between is no matter.
+        base = processor.vcpu.apic_base
+        if base == processor.lapic.apic_base:
+            return ()
+        return self._carry_out(processor, processor.lapic.write_msr(IA32_APIC_BASE, base, self._clock.now()) or ())
 
     def _inject(self, processor: Processor) -> None:
         """Give the processor what is pending for it, or ask for an interrupt window."""
@@ -375,8 +383,11 @@ class UserspaceIrqChip(BoardChip):
                 value = processor.lapic.read_msr(access.index, now)
                 fault = value is None
             else:
-                value = 0
-                done = processor.lapic.write_msr(access.index, access.value, now, tsc)
+                value, done = 0, None
+                if access.index != IA32_APIC_BASE or (
+                    processor.lapic.allows_base(access.value) and processor.take_base(access.value)
+                ):
+                    done = processor.lapic.write_msr(access.index, access.value, now, tsc)
                 fault = done is None
                 effects += self._carry_out(processor, done or ())
                 processor.push()
@@ -412,6 +423,7 @@ class UserspaceIrqChip(BoardChip):
     def get_lapic_state(self, vcpu_id: int) -> LapicState:
         processor = self._processor(vcpu_id)
         with self._lock:
+            processor.pull()
             state = processor.lapic.state(self._clock.now())
             state.extint = state.extint or processor.extint
             return state

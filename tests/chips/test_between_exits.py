@@ -1,0 +1,91 @@
+"""What a guest does between two exits, of which no exit reports anything: the chip must not see it late."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from irqchip_core.exits import IoExit
+from irqchip_core.testing import agent
+from irqchip_core.testing.agent import Operation
+from irqchip_core.testing.bench import Bench
+from irqchip_core.testing.guest_cpu import SPURIOUS_VECTOR
+from irqchip_core.vcpu import Vm
+from irqchip_core.x86 import lapic_registers as reg
+from irqchip_core.x86.chip import IrqChipX86_64
+from irqchip_core.x86.state import LAPIC_BASE
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+XAPIC = reg.APIC_BASE_RESET | reg.APIC_BASE_BSP
+DISABLED = XAPIC & ~reg.APIC_BASE_EN
+MOVED = 0xFED40000
+
+
+@pytest.fixture
+def bench(vm: Vm, chip: IrqChipX86_64) -> Iterator[Bench]:
+    with Bench(vm, chip) as bench:
+        yield bench
+
+
+def needs_its_own_apics(names: tuple[str, str]) -> None:
+    if names[0] != "userspace":
+        pytest.skip("KVM keeps the registers of a local APIC that is disabled")
+
+
+def perform_without_a_look(bench: Bench, operation: Operation, first: int, second: int) -> None:
+    """Let the guest perform `operation`; the chip is not called at the exit after it."""
+    cpu = bench.cpu
+    assert cpu._command is not None
+    cpu.mailbox.put(first, second)
+    cpu._command[:] = int(operation).to_bytes(4, "little")
+    while not isinstance(exit_ := cpu.vcpu.run(), IoExit):
+        pass
+    assert exit_.port == agent.COMMAND
+    cpu._command = exit_.data
+
+
+@pytest.mark.parametrize("priority", [9, 5, 0])
+def test_saved_state_has_the_cr8_of_the_last_exit(bench: Bench, priority: int) -> None:
+    perform_without_a_look(bench, Operation.WRITE_CR8, 0, priority)
+    assert bench.chip.get_lapic_state(0).regs[reg.TPR >> 4] == priority << 4
+
+
+def test_an_interrupt_is_not_let_in_at_a_priority_that_the_guest_has_left(bench: Bench) -> None:
+    perform_without_a_look(bench, Operation.WRITE_CR8, 0, 6)
+    bench.send_msi(0x61)
+    bench.cpu.expect_blocked(rule="CR8 blocks")
+    perform_without_a_look(bench, Operation.WRITE_CR8, 0, 5)
+    bench.cpu.expect(0x61, rule="CR8 lets it through")
+
+
+def test_an_apic_that_is_disabled_for_a_moment_is_as_after_reset(names: tuple[str, str], bench: Bench) -> None:
+    needs_its_own_apics(names)
+    bench.cpu.apic_write(reg.TPR, 0x70)
+    assert bench.cpu.switch_base(DISABLED, XAPIC, LAPIC_BASE + reg.TPR) == 0
+    assert bench.cpu.apic_read(reg.SPIV) == reg.SPIV_RESET
+
+
+def test_saved_state_has_the_base_of_the_last_exit(bench: Bench) -> None:
+    bench.cpu.switch_base(MOVED | reg.APIC_BASE_BSP, MOVED | reg.APIC_BASE_BSP | reg.APIC_BASE_EN, agent.ENTRY)
+    state = bench.chip.get_lapic_state(0)
+    assert state.apic_base == bench.cpu.read_msr(reg.IA32_APIC_BASE) == MOVED | reg.APIC_BASE_BSP | reg.APIC_BASE_EN
+
+
+def test_a_base_that_no_way_leads_to_faults_and_changes_nothing(bench: Bench) -> None:
+    refused = [XAPIC | 1, XAPIC | 0x200, DISABLED | reg.APIC_BASE_EXTD, XAPIC | 1 << 52, XAPIC | 1 << 63]
+    for value in refused:
+        assert not bench.cpu.write_msr(reg.IA32_APIC_BASE, value), hex(value)
+    assert bench.cpu.read_msr(reg.IA32_APIC_BASE) == XAPIC
+    bench.cpu.apic_write(reg.SPIV, reg.SPIV_SOFTWARE_ENABLE | SPURIOUS_VECTOR)
+    bench.send_msi(0x51)
+    bench.cpu.expect(0x51, rule="the local APIC goes on as before")
+
+
+def test_an_address_wider_than_the_processor_faults(vm: Vm, bench: Bench) -> None:
+    widths = [entry.eax & 0xFF for entry in vm.supported_cpuid() if entry.function == 0x80000008]
+    width = widths[0] if widths else 36  # SDM vol. 2, CPUID
+    assert not bench.cpu.write_msr(reg.IA32_APIC_BASE, XAPIC | 1 << width)
+    assert bench.cpu.read_msr(reg.IA32_APIC_BASE) == XAPIC
+    assert bench.cpu.write_msr(reg.IA32_APIC_BASE, XAPIC | 1 << width - 1)
