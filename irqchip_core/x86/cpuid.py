@@ -105,7 +105,6 @@ KVM_NEEDS_HYPERVISOR_LAPICS = (
     | 1 << 7  # PV_UNHALT: KVM_HC_KICK_CPU finds its target by APIC id; the target sleeps with IF = 0 until it comes
     | 1 << 10  # ASYNC_PF_VMEXIT
     | 1 << 11  # PV_SEND_IPI: a hypercall with a set of APIC ids
-    | 1 << 12  # POLL_CONTROL: KVM polls before a halted vCPU sleeps, if HLT does not exit
     | 1 << 13  # PV_SCHED_YIELD: a hypercall with an APIC id
     | 1 << 14  # ASYNC_PF_INT
 )

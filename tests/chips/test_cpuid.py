@@ -64,10 +64,10 @@ def test_topology_that_the_guest_finds(machine: Bench) -> None:
     for cpu in machine.cpus:
         basic, features = cpu.cpuid(0), cpu.cpuid(1)
         assert (features[1] >> 24, features[1] >> 16 & 0xFF, features[3] >> 28 & 1) == (cpu.id, VCPUS, 1)
-        threads, cores, end = (cpu.cpuid(0xB, index) for index in range(3))
+        threads, cores, *ends = (cpu.cpuid(0xB, index) for index in (0, 1, 2, 3, 0x105))
         assert threads == (0, 1, 0x100, cpu.id)
         assert cores == (2, VCPUS, 0x201, cpu.id)
-        assert end == (0, 0, 2, cpu.id)
+        assert ends == [(0, 0, index, cpu.id) for index in (2, 3, 5)]
         if (basic[1], basic[3], basic[2]) in cpuid.AMD_VENDORS:
             assert cpu.cpuid(0x80000008)[2] & 0xFFFF == 2 << 12 | VCPUS - 1
             extended = cpu.cpuid(0x80000001)[2]

@@ -25,6 +25,8 @@ _HIDDEN = {
     0x1: (0, 0, 1 << 3 | 1 << 21 | 1 << 24, 0),  # MONITOR; x2APIC and the TSC deadline timer, if the chip has them
     0x80000001: (0, 0, 1 << 2 | 1 << 3, 0),  # SVM, extended APIC space
 }
+_TOPOLOGY = (0xB, 0x1F)
+"""Leaves whose EDX, the APIC id, is the same for any ECX, as is ECX's low byte (Intel SDM vol. 2, CPUID)."""
 HYPERVISOR_PRESENT = 1 << 31  # leaf 1, ECX
 OSXSAVE = 1 << 27
 X2APIC = 1 << 21
@@ -91,6 +93,8 @@ class Cpuid:
         """
         entry = self._entries.get((leaf, None)) or self._entries.get((leaf, subleaf))
         if entry is None:
+            if leaf in _TOPOLOGY and (first := self._entries.get((leaf, 0))):
+                return 0, 0, subleaf & 0xFF, first[3]
             return 0, 0, 0, 0
         eax, ebx, ecx, edx = entry
         if leaf == 1:
