@@ -68,7 +68,15 @@ class VcpuX86_64(Vcpu, Protocol):  # noqa: N801
         ...
 
     def inject_nmi(self) -> None:
-        """Inject an NMI."""
+        """Inject an NMI. While one is handled one more is held, otherwise two; the rest merge."""
+        ...
+
+    def nmi_pending(self) -> bool:
+        """Whether an NMI that was injected has not been delivered."""
+        ...
+
+    def nmi_blocked(self) -> bool:
+        """Whether NMIs are blocked, until IRET (Intel SDM vol. 3, 7.7.1): none is delivered, none ends HLT."""
         ...
 
     def take_init(self) -> None:

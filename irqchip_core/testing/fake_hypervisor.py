@@ -20,6 +20,8 @@ class FakeVcpu:
         ready: Whether an external interrupt can be injected.
         injected: Vectors injected, in order.
         nmis: How many NMIs were injected.
+        nmi_waits: One of them has not been delivered; `run` delivers it.
+        in_nmi_handler: NMIs are blocked.
         inits: How many INITs it took.
         window_requested: Whether an exit was asked for as soon as `ready`.
         kicks: How often the vCPU was kicked.
@@ -32,6 +34,8 @@ class FakeVcpu:
         self.ready = ready
         self.injected: list[int] = []
         self.nmis = 0
+        self.nmi_waits = False
+        self.in_nmi_handler = False
         self.inits = 0
         self.window_requested = False
         self.kicks = 0
@@ -49,6 +53,7 @@ class FakeVcpu:
         return self._id
 
     def run(self) -> Exit:
+        self.nmi_waits = self.nmi_waits and self.in_nmi_handler
         if self.exits:
             return self.exits.pop(0)
         self._kicked.wait()
@@ -72,6 +77,13 @@ class FakeVcpu:
 
     def inject_nmi(self) -> None:
         self.nmis += 1
+        self.nmi_waits = True
+
+    def nmi_pending(self) -> bool:
+        return self.nmi_waits
+
+    def nmi_blocked(self) -> bool:
+        return self.in_nmi_handler
 
     def take_init(self) -> None:
         self.inits += 1

@@ -281,6 +281,16 @@ FAULTS: list[tuple[Maker, str, str]] = [
         "init_unblocks_nmis",
         "INIT unblocks NMIs, but on vCPU 1 the NMI was lost",
     ),
+    (
+        with_parts(Lapic=wrong.NmisAreAFlag),
+        "nmis_before_the_first_is_taken",
+        r"of three NMIs at once one is taken, and one is held, but it is \[2, None, None\]",
+    ),
+    (
+        with_parts(Lapic=wrong.OneNmiALook),
+        "nmis_while_one_is_handled",
+        r"of the NMIs that come while one is handled, one is held, but it is \[2, 2\]",
+    ),
     # Handles, state and arguments
     (
         wrong.NumberBurnt,

@@ -29,6 +29,7 @@ from irqchip_core.x86.ioapic import MASKED as ENTRY_MASKED
 from irqchip_core.x86.ioapic import Ioapic, LineResult
 from irqchip_core.x86.lapic import Lapic
 from irqchip_core.x86.lapic_core import IGNORED, LapicCore
+from irqchip_core.x86.lapic_events import PendingEvents
 from irqchip_core.x86.lapic_registers import IA32_APIC_BASE
 from irqchip_core.x86.msi import Message
 from irqchip_core.x86.pic import Pic
@@ -207,6 +208,21 @@ class EveryInterruptEndsAtOnce(Lapic):
 
 
 # Controllers
+
+
+class NmisAreAFlag(Lapic):
+    def take_events(self) -> PendingEvents | None:
+        events = super().take_events()
+        return events and events._replace(nmis=min(events.nmis, 1))
+
+
+class OneNmiALook(Lapic):
+    def take_events(self) -> PendingEvents | None:
+        events = super().take_events()
+        if events is None or events.nmis < 2:
+            return events
+        self.events = PendingEvents(nmis=events.nmis - 1)
+        return events._replace(nmis=1)
 
 
 class LowestVectorFirst(Lapic):

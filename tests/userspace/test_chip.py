@@ -254,6 +254,17 @@ def test_a_halted_vcpu_that_masks_interrupts_wakes_for_an_nmi_only(board: Board)
     assert board.vcpus[0].nmis == 1
 
 
+def test_what_came_for_a_vcpu_that_could_not_run_is_there_when_it_can(board: Board) -> None:
+    board.chip.set_mp_state(1, MPState.UNINITIALIZED)
+    waiter = Waiter(board, 1)
+    board.write(0, 0x310, 1 << 24)
+    board.write(0, 0x300, 0x4061)
+    board.write(0, 0x300, 0x4400)
+    board.chip.set_mp_state(1, MPState.RUNNABLE)
+    assert waiter.result() is VcpuRunState.RUNNABLE
+    assert (board.vcpus[1].injected, board.vcpus[1].nmis) == ([0x61], 1)
+
+
 def test_a_message_kicks_a_vcpu_in_the_guest_once_until_it_looks(board: Board) -> None:
     board.chip.route_irq(IrqRoute.msi(24, LAPIC, 0x50))
     board.chip.route_irq(IrqRoute.msi(25, LAPIC, 0x60))

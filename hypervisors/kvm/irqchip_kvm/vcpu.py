@@ -307,8 +307,18 @@ class KvmVcpu:
         return lint0 & _LVT_MASK_AND_MODE != _EXTINT and self.apic_base & _APIC_GLOBAL_ENABLE != 0
 
     def inject_nmi(self) -> None:
-        """Inject an NMI (KVM_NMI)."""
+        """Inject an NMI (KVM_NMI). While one is handled one more is held, otherwise two; the rest merge."""
         self._call(abi.KVM_NMI)
+
+    def nmi_pending(self) -> bool:
+        """Whether an NMI that was injected has not been delivered."""
+        events = self.get_vcpu_events()
+        return bool(events.nmi_pending or events.nmi_injected)
+
+    def nmi_blocked(self) -> bool:
+        """Whether NMIs are blocked, until IRET: none is delivered, none ends HLT."""
+        events = self.get_vcpu_events()
+        return bool(events.nmi_masked and not events.nmi_injected)  # masked early, when one is about to be delivered
 
     def take_init(self) -> None:
         """Take an INIT, as far as `set_regs` and `set_sregs` do not, as KVM does itself with its own local APIC.

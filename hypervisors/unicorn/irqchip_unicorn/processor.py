@@ -59,6 +59,7 @@ class Processor:
         window_requested: It shall give `IrqWindowExit` as soon as an interrupt can be injected.
         interrupt: The vector that was injected, until it is delivered: when IF is 1 and no shadow holds it back.
         nmis: Number of NMIs that wait.
+        nmi_blocked: One is handled: until IRET no other is delivered.
         port: The read from a port whose answer is to come, and where.
         msr: Likewise; the answer None raises #GP.
     """
@@ -85,7 +86,7 @@ class Processor:
         self.window_requested = False
         self.interrupt: int | None = None
         self.nmis = 0
-        self._nmi_blocked = False
+        self.nmi_blocked = False
         self.port: tuple[PortAccess, bytearray] | None = None
         self.msr: tuple[MsrExit, int | None] | None = None
 
@@ -117,7 +118,7 @@ class Processor:
         self.abandon()
         self.interrupt = None
         self.nmis = 0
-        self._nmi_blocked = False
+        self.nmi_blocked = False
         self.context.intercept &= ~vmcb.INTERCEPT_IRET
         self.context.hflags &= ~c.HF_INHIBIT_IRQ
         state.reset_debug_registers(self.context)
@@ -202,11 +203,11 @@ class Processor:
         if self.interrupt is not None and self._takes_interrupts():
             vector, self.interrupt = self.interrupt, None
             self._delivery.interrupt(vector)
-        if self.nmis and not self._nmi_blocked:
+        if self.nmis and not self.nmi_blocked:
             if shadow:
                 return self._after(self._execute(1))
             self.nmis -= 1
-            self._nmi_blocked = True
+            self.nmi_blocked = True
             self.context.intercept |= vmcb.INTERCEPT_IRET
             self._delivery.interrupt(NMI)
         if self.window_requested and self.ready_for_interrupt():
@@ -261,7 +262,7 @@ class Processor:
 
     def _wakes(self) -> bool:
         """Whether what was injected, and waited for the end of a shadow, ends HLT."""
-        nmi = self.nmis and not self._nmi_blocked
+        nmi = self.nmis and not self.nmi_blocked
         return bool(nmi) or (self.interrupt is not None and self._takes_interrupts())
 
     def _port_exit(self, access: PortAccess) -> Exit:
@@ -306,7 +307,7 @@ class Processor:
         context, cr_writes = self.context, 0
         if intno == vmcb.IRET:
             context.intercept &= ~vmcb.INTERCEPT_IRET
-            self._nmi_blocked = False
+            self.nmi_blocked = False
         elif intno == vmcb.RENEWED_SHADOW:
             # The emulator would let the first shadow end and begin no other. What it has translated for that is
             # dropped, so that the next time comes here too.

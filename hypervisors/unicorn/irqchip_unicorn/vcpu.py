@@ -30,8 +30,6 @@ NS_PER_INSTRUCTION = 10
 TURN = 2_000
 """Instructions that `UnicornVcpu.run` executes in virtual time at most."""
 
-_MOST_NMIS = 2  # one being handled, one pending
-
 
 class UnicornVcpu:
     """A vCPU. Made by `UnicornVm.create_vcpu`; implements ``irqchip_core.vcpu.VcpuX86_64``."""
@@ -247,9 +245,18 @@ class UnicornVcpu:
             self._processor.interrupt = vector
 
     def inject_nmi(self) -> None:
-        """Inject an NMI. One more can wait while one is handled."""
+        """Inject an NMI. While one is handled one more is held, otherwise two; the rest merge."""
         with self._use():
-            self._processor.nmis = min(self._processor.nmis + 1, _MOST_NMIS)
+            processor = self._processor
+            processor.nmis = min(processor.nmis + 1, 1 if processor.nmi_blocked else 2)  # as process_nmi() in KVM
+
+    def nmi_pending(self) -> bool:
+        """Whether an NMI that was injected has not been delivered."""
+        return self._processor.nmis > 0
+
+    def nmi_blocked(self) -> bool:
+        """Whether NMIs are blocked, until IRET: none is delivered, none ends HLT."""
+        return self._processor.nmi_blocked
 
     def take_init(self) -> None:
         """Take an INIT, as far as `set_regs` and `set_sregs` do not (Intel SDM vol. 3, table 11-1).

@@ -7,7 +7,7 @@ from irqchip_core.routes import IrqRoute
 from irqchip_core.testing import agent
 from irqchip_core.testing.bench import MSI_GSI, Bench
 from irqchip_core.testing.conformance.base import Scenarios, needs
-from irqchip_core.testing.guest_cpu import EXTINT_MODE, MASKED
+from irqchip_core.testing.guest_cpu import EXTINT_MODE, MASKED, NMI_VECTOR
 from irqchip_core.testing.verdict import NotApplicable, check, check_equal, vectors
 from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86 import msi
@@ -97,6 +97,24 @@ class Messages(Scenarios):
         machine.send_msi(0, mode=msi.NMI, destination=1)
         machine.cpus[1].expect_nmi(rule="an NMI message is an NMI")
         machine.cpus[0].expect_nothing(rule="an NMI message reaches its destination alone")
+
+    def test_nmis_before_the_first_is_taken(self) -> None:
+        """NMIs that come before a vCPU looks: two are taken, the one that is due and one that is held."""
+        machine = self.boot()
+        for _ in range(3):
+            machine.send_msi(0, mode=msi.NMI)
+        taken = [machine.cpu.look() for _ in range(3)]
+        check_equal(taken, [NMI_VECTOR, NMI_VECTOR, None], "of three NMIs at once one is taken, and one is held")
+
+    def test_nmis_while_one_is_handled(self) -> None:
+        """NMIs that come in the NMI handler: one is held until its IRET (Intel SDM vol. 3, 7.7.1)."""
+        machine = self.boot()
+        machine.send_msi(0, mode=msi.NMI)
+        check_equal(machine.cpu.run_into_handler(), NMI_VECTOR, "an NMI message is an NMI")
+        for _ in range(3):
+            machine.send_msi(0, mode=msi.NMI)
+        taken = [machine.cpu.look() for _ in range(2)]
+        check_equal(taken, [NMI_VECTOR, None], "of the NMIs that come while one is handled, one is held")
 
     @needs(IrqChipCap.MP_STATE_GET_SET)
     def test_msi_init_and_startup(self) -> None:

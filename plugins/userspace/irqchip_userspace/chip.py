@@ -184,6 +184,7 @@ class UserspaceIrqChip(BoardChip):
         with self._lock:
             processor.vcpu = vcpu
             processor.entered = False
+            processor.nmi_given = True
             processor.unseen = True
             sregs.apic_base = processor.lapic.apic_base
             processor.push()
@@ -315,6 +316,7 @@ class UserspaceIrqChip(BoardChip):
             )
         with self._lock:
             processor.mp_state = state
+            processor.unseen = True  # what waited for this state
             processor.wake()
 
     # Messages and the PICs' output, with the lock held

@@ -36,12 +36,13 @@ class Processor:
         extint: An ExtINT message waits: the vector is the PICs' to tell.
         entered: It has run, so that the hypervisor knows what the guest did to CR8 and APIC base.
         fresh: The state of the local APIC was set since its thread last looked.
+        nmi_given: An NMI may wait in the hypervisor.
         unseen: Something came when there was no vCPU, or on its own thread since that last looked.
     """
 
     __slots__ = (
-        "_kicked", "_sleeping", "_wake_up", "entered", "extint", "fresh", "interrupted", "lapic", "mp_state", "thread",
-        "unseen", "vcpu",
+        "_kicked", "_sleeping", "_wake_up", "entered", "extint", "fresh", "interrupted", "lapic", "mp_state",
+        "nmi_given", "thread", "unseen", "vcpu",
     )  # fmt: skip
 
     def __init__(self, lapic: Lapic, lock: threading.Lock) -> None:
@@ -53,6 +54,7 @@ class Processor:
         self.extint = False
         self.entered = False
         self.fresh = False
+        self.nmi_given = False
         self.unseen = False
         self._wake_up = threading.Condition(lock)
         self._sleeping = False
@@ -116,6 +118,7 @@ class Processor:
     def hand_over(self) -> None:
         """Let the guest go on with the CR8 and APIC base that were set here. On its own thread, before it runs."""
         self.fresh = False
+        self.nmi_given = True  # perhaps: state of the vCPU may have been restored, too
         assert self.vcpu is not None
         self.push()
         sregs = self.vcpu.get_sregs()
@@ -125,8 +128,17 @@ class Processor:
 
     def take_events(self) -> None:
         """Take what is pending besides vectors: INIT, start-up, NMIs. On its own thread."""
-        if (events := self.lapic.take_events()) is None:
-            return
+        if (events := self.lapic.take_events()) is not None:
+            self._take(events)
+        if self.nmi_given and self.mp_state is HALTED:
+            # Of two NMIs the second may wait in the hypervisor when the code behind the first handler's IRET halts:
+            # without local APICs KVM reports such an HLT without looking. One that is blocked ends no HLT.
+            assert self.vcpu is not None
+            self.nmi_given = self.vcpu.nmi_pending()
+            if self.nmi_given and not self.vcpu.nmi_blocked():
+                self.mp_state = RUNNABLE
+
+    def _take(self, events: PendingEvents) -> None:
         assert self.vcpu is not None
         if events.init:
             self.lapic.init()
@@ -137,7 +149,7 @@ class Processor:
         if self.can_run():
             for _ in range(events.nmis):
                 self.vcpu.inject_nmi()
-                self.mp_state = RUNNABLE
+                self.nmi_given = True
         elif events.nmis:  # they wait for the start-up IPI
             self.lapic.events = PendingEvents(nmis=events.nmis)
 
