@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol, Self, runtime_checkable
 
 from irqchip_core.clock import Clock
-from irqchip_core.exits import Exit
+from irqchip_core.exits import Exit, MsrExit
 from irqchip_core.x86.registers import CpuidEntry, Regs, Sregs
 
 
@@ -110,6 +110,17 @@ class VcpuX86_64(Vcpu, Protocol):  # noqa: N801
 
     def complete_msr(self, value: int = 0, *, fault: bool = False) -> None:
         """Answer the last `MsrExit`: with `value` for a read, or with #GP."""
+        ...
+
+    def perform_msr(self, access: MsrExit) -> bool:
+        """Answer the last `MsrExit` with what the hypervisor does when that access is not reported.
+
+        For IA32_APIC_BASE, IA32_TSC and IA32_TSC_ADJUST, which are the hypervisor's also where a chip must know of
+        their writes at once.
+
+        Returns:
+            False if it refuses the access, which is not answered then.
+        """
         ...
 
     def get_regs(self) -> Regs: ...

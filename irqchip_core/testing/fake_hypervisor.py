@@ -8,6 +8,7 @@ from typing import Self
 
 from irqchip_core.clock import Clock, MonotonicClock
 from irqchip_core.exits import Exit, InterruptedExit, MsrExit
+from irqchip_core.x86.lapic_registers import IA32_APIC_BASE, IA32_TSC
 from irqchip_core.x86.registers import CpuidEntry, Regs, Sregs
 
 APIC_BASE_RESET = 0xFEE00900
@@ -26,6 +27,7 @@ class FakeVcpu:
         window_requested: Whether an exit was asked for as soon as `ready`.
         kicks: How often the vCPU was kicked.
         exits: What `run` returns, first to last; then it waits for a kick.
+        refused_msrs: MSRs whose accesses `perform_msr` refuses.
         msr: The answer to the last MSR exit: its value, or None for #GP.
     """
 
@@ -44,6 +46,7 @@ class FakeVcpu:
         self.cr8 = 0
         self.apic_base = APIC_BASE_RESET & ~0x100 | (0x100 if vcpu_id == 0 else 0)
         self.tsc_value = 0
+        self.refused_msrs: set[int] = set()
         self._kicked = threading.Event()
         self._regs = Regs()
         self._sregs = Sregs(apic_base=self.apic_base)
@@ -96,6 +99,16 @@ class FakeVcpu:
 
     def complete_msr(self, value: int = 0, *, fault: bool = False) -> None:
         self.msr = None if fault else value
+
+    def perform_msr(self, access: MsrExit) -> bool:
+        if access.index in self.refused_msrs:
+            return False
+        if access.index == IA32_TSC:
+            self.tsc_value = access.value if access.is_write else self.tsc_value
+        elif access.index == IA32_APIC_BASE and access.is_write:
+            self.apic_base = self._sregs.apic_base = access.value
+        self.msr = 0 if access.is_write else {IA32_TSC: self.tsc_value, IA32_APIC_BASE: self.apic_base}[access.index]
+        return True
 
     def get_regs(self) -> Regs:
         return self._regs

@@ -81,6 +81,8 @@ PERIODIC = 1
 TSC_DEADLINE = 2
 
 # Machine-specific registers
+IA32_TSC = 0x10
+IA32_TSC_ADJUST = 0x3B
 IA32_APIC_BASE = 0x1B
 APIC_BASE_BSP = 1 << 8
 APIC_BASE_EXTD = 1 << 10  # x2APIC mode

@@ -22,6 +22,7 @@ STRUCTS = {
     "kvm_cpuid2": abi.CPUID2,
     "kvm_cpuid_entry2": abi.CPUID_ENTRY2,
     "kvm_debugregs": abi.DEBUGREGS,
+    "kvm_device_attr": abi.DEVICE_ATTR,
     "kvm_dtable": abi.DTABLE,
     "kvm_enable_cap": abi.ENABLE_CAP,
     "kvm_interrupt": abi.INTERRUPT,
@@ -91,6 +92,7 @@ FIELDS: dict[str, tuple[Struct, str, list[str]]] = {
         abi.CPUID_ENTRY2, "kvm_cpuid_entry2", ["function", "index", "flags", "eax", "ebx", "ecx", "edx"],
     ),
     "debugregs": (abi.DEBUGREGS, "kvm_debugregs", ["db", "db[1]", "db[2]", "db[3]", "dr6", "dr7"]),
+    "device attr": (abi.DEVICE_ATTR, "kvm_device_attr", ["flags", "group", "attr", "addr"]),
     "segment": (
         abi.SEGMENT, "kvm_segment",
         ["base", "limit", "selector", "type", "present", "dpl", "db", "s", "l", "g", "avl", "unusable"],
@@ -127,7 +129,9 @@ CONSTANTS = {
     **{
         f"KVM_{name}": value
         for name, value in vars(abi).items()
-        if name.startswith(("IRQFD_", "IOEVENTFD_", "IRQ_ROUTING_", "IRQCHIP_", "MSR_", "X2APIC_", "VCPUEVENT_"))
+        if name.startswith(
+            ("IRQFD_", "IOEVENTFD_", "IRQ_ROUTING_", "IRQCHIP_", "MSR_", "X2APIC_", "VCPU_TSC_", "VCPUEVENT_")
+        )
         and isinstance(value, int)
     },
 }

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from irqchip_core.errors import HypervisorError, InvalidArgument
+from irqchip_core.errors import HypervisorError, InvalidArgument, Unsupported
 from irqchip_core.events import Event
 from irqchip_core.exits import (
     Exit,
@@ -26,6 +26,7 @@ from irqchip_core.exits import (
 )
 from irqchip_core.routes import IrqRoute
 from irqchip_kvm import KvmVcpu, KvmVm, MsrRange
+from irqchip_kvm.abi import Cap
 from irqchip_kvm.exits import DECODERS
 
 from .guest import CODE, ENDLESS, HALT, long_mode, long_mode_taker, real_mode, run_until_exit, taken
@@ -203,6 +204,46 @@ def test_complete_msr_without_one(vm: KvmVm) -> None:
     assert vcpu.run() == HltExit()
     with pytest.raises(InvalidArgument, match="no MSR access"):
         vcpu.complete_msr(0)
+
+
+# mov $0x1b, %ecx; mov $VALUE, %eax; xor %edx, %edx; wrmsr; rdmsr; out %eax, $0x10
+BASE = b"\x66\xb9\x1b\x00\x00\x00\x66\xb8%b\x66\x31\xd2\x0f\x30\x0f\x32\x66\xe7\x10"
+
+
+def test_perform_msr_is_what_happens_without_the_exit(vm: KvmVm) -> None:
+    vm.exit_on_msrs([range(0x1B, 0x1C)])
+    vcpu, _ = real_mode(vm, BASE % (0xFED00900).to_bytes(4, "little"))
+    for is_write in (True, False):
+        exit_ = run_until_exit(vcpu)
+        assert isinstance(exit_, MsrExit)
+        assert (exit_.index, exit_.is_write) == (0x1B, is_write)
+        assert vcpu.perform_msr(exit_)
+    assert bytes(expect_io(vcpu).data) == b"\x00\x09\xd0\xfe"
+    assert vcpu.apic_base == 0xFED00900
+    with pytest.raises(InvalidArgument, match="no MSR access"):
+        vcpu.perform_msr(MsrExit(0x1B, 0, is_write=False))
+
+
+def test_perform_msr_leaves_what_it_refuses_to_a_fault(vm: KvmVm) -> None:
+    vm.exit_on_msrs([range(0x1B, 0x1C)])
+    vcpu, memory = real_mode(vm, BASE % (0xFEE00901).to_bytes(4, "little"))
+    set_real_mode_handler(memory, 13, OUT_IVT_13)
+    exit_ = run_until_exit(vcpu)
+    assert isinstance(exit_, MsrExit)
+    assert not vcpu.perform_msr(exit_)
+    assert expect_io(vcpu).port == 0x13
+    assert vcpu.apic_base == 0xFEE00900
+
+
+@pytest.mark.parametrize("index", [0x10, 0x3B])
+def test_the_tsc_is_not_let_go_of_by_a_kernel_that_cannot_set_it_exactly(
+    vm: KvmVm, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_extension = vm.check_extension
+    monkeypatch.setattr(vm, "check_extension", lambda cap: cap != Cap.VCPU_ATTRIBUTES and check_extension(cap))
+    vm.exit_on_msrs([range(0x1B, 0x1C)])
+    with pytest.raises(Unsupported, match="VCPU_ATTRIBUTES"):
+        vm.exit_on_msrs([range(index, index + 1)])
 
 
 def test_window_and_injection(vm: KvmVm) -> None:

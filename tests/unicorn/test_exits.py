@@ -302,6 +302,31 @@ def test_complete_msr_without_one(vm: UnicornVm) -> None:
         machine.vcpu.complete_msr(0)
 
 
+def test_perform_msr_is_what_happens_without_the_exit(vm: UnicornVm) -> None:
+    vm.exit_on_msrs([range(TSC, TSC + 1), range(APIC_BASE, APIC_BASE + 1)])
+    machine = with_msr(vm, WRMSR[:2] + RDMSR[:2] + b"\xb1\x10" + WRMSR, APIC_BASE, 0xFED00900)
+    for index, is_write in ((APIC_BASE, True), (APIC_BASE, False), (TSC, True)):
+        exit_ = machine.run()
+        assert isinstance(exit_, MsrExit)
+        assert (exit_.index, exit_.is_write) == (index, is_write)
+        assert machine.vcpu.perform_msr(exit_)
+        with pytest.raises(InvalidArgument, match="no MSR access"):  # it has its answer
+            machine.vcpu.perform_msr(exit_)
+    assert machine.run() == HltExit()
+    assert machine.vcpu.apic_base == machine.vcpu.get_regs().rax == 0xFED00900
+    assert 0 <= machine.vcpu.tsc() - 0xFED00900 < 10**9
+
+
+def test_perform_msr_leaves_what_it_refuses_to_a_fault(vm: UnicornVm) -> None:
+    vm.exit_on_msrs([range(APIC_BASE, APIC_BASE + 1)])
+    machine = with_msr(vm, WRMSR, APIC_BASE, 0xFEE00901)
+    exit_ = machine.run()
+    assert isinstance(exit_, MsrExit)
+    assert not machine.vcpu.perform_msr(exit_)
+    assert machine.handler() == 13
+    assert machine.vcpu.apic_base == 0xFEE00900
+
+
 @pytest.mark.parametrize(
     ("value", "accepted"),
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus
 from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
-from irqchip_core.errors import Closed, InvalidArgument, InvalidRoute, UnknownVcpu, WrongType
+from irqchip_core.errors import Closed, InvalidArgument, InvalidRoute, UnknownVcpu, Unsupported, WrongType
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent, PlatformDeviceId
 from irqchip_core.routes import IrqRoute, IrqSourceChip, PinSource, default_routes
 from irqchip_core.testing import FakeClock, FakeVcpu, FakeVm, read_msr, write_msr
 from irqchip_core.x86.counters import GsiCount, VectorCount
-from irqchip_core.x86.registers import Sregs
 from irqchip_core.x86.state import PicSelect
 from irqchip_userspace.chip import UserspaceIrqChip, probe
 
@@ -435,6 +434,45 @@ def test_tsc_deadline(board: Board) -> None:
     assert vcpu.msr == 0
 
 
+@pytest.mark.parametrize(
+    ("written", "early", "due"),
+    [(7000, 0, 0), (6500, 499, 500), (4000, 2999, 3000), (10**12, 0, 0)],
+    ids=["just reached", "forward", "backward", "far beyond"],
+)
+def test_an_armed_deadline_counts_on_the_counter_that_the_guest_has_written(
+    board: Board, written: int, early: int, due: int
+) -> None:
+    vcpu, chip = board.vcpus[0], board.chip
+    board.write(0, 0x320, 2 << 17 | 0x40)
+    vcpu.tsc_value = 5000
+    chip.handle_msr(vcpu, write_msr(0x6E0, 7000))
+    chip.handle_msr(vcpu, write_msr(0x10, written))
+    assert (vcpu.msr, vcpu.tsc_value) == (0, written)
+    board.clock.advance(early)
+    assert not due or board.inject() == []
+    board.clock.advance(due - early)
+    assert board.inject() == [0x40]
+
+
+def test_a_hypervisor_that_cannot_let_go_of_the_tsc_is_asked_for_the_other_msrs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exit_on_msrs = FakeVm.exit_on_msrs
+
+    def refuse_tsc(vm: FakeVm, msrs: Iterable[range]) -> None:
+        msrs = list(msrs)
+        if any(0x10 in one or 0x3B in one for one in msrs):
+            raise Unsupported("not the TSC", subject="fake")
+        exit_on_msrs(vm, msrs)
+
+    monkeypatch.setattr(FakeVm, "exit_on_msrs", refuse_tsc)
+    vm = FakeVm()
+    UserspaceIrqChip(vm, 1).close()
+    assert [index for index in (0x10, 0x1B, 0x3B, 0x6E0, 0x802) if any(index in one for one in vm.msrs)] == [
+        0x1B, 0x6E0, 0x802,
+    ]  # fmt: skip
+
+
 # Timers
 
 
@@ -704,13 +742,8 @@ def test_a_guest_moves_its_local_apic(board: Board) -> None:
     assert board.read(1, 0x30) == board.read(0, 0x30)
 
 
-def test_a_base_that_the_hypervisor_refuses_faults_and_changes_nothing(
-    board: Board, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(sregs: Sregs) -> None:
-        raise InvalidArgument("no such address", subject="vCPU")
-
-    monkeypatch.setattr(board.vcpus[0], "set_sregs", refuse)
+def test_a_base_that_the_hypervisor_refuses_faults_and_changes_nothing(board: Board) -> None:
+    board.vcpus[0].refused_msrs = {0x1B}
     for value in (1 << 45 | 0x900, LAPIC | 0x500, LAPIC | 0x901):  # too wide for this vCPU, illegal, reserved
         board.chip.handle_msr(board.vcpus[0], write_msr(0x1B, value))
         assert board.vcpus[0].msr is None

@@ -39,6 +39,7 @@ REGS = Struct("<18Q")
 SEGMENT = Struct("<QIH8BBx")
 SREGS = Struct("<192s32s5QQQ4Q")  # 8 segments, 2 tables, cr0 cr2 cr3 cr4 cr8, efer, apic_base, bitmap
 USERSPACE_MEMORY_REGION = Struct("<IIQQQ")  # slot, flags, guest_phys_addr, memory_size, userspace_addr
+DEVICE_ATTR = Struct("<IIQQ")  # flags, group, attr, addr
 DEBUGREGS = Struct("<6Q80x")  # DR0-DR3, DR6, DR7; flags, which must be 0
 VCPU_EVENTS = Struct("<4BI4B3BxII4BB26xBQ")
 
@@ -119,6 +120,8 @@ KVM_NMI = _io("KVM_NMI", 0x9A)
 KVM_GET_TSC_KHZ = _io("KVM_GET_TSC_KHZ", 0xA3)
 KVM_GET_VCPU_EVENTS = _ior("KVM_GET_VCPU_EVENTS", 0x9F, VCPU_EVENTS.size)
 KVM_SET_VCPU_EVENTS = _iow("KVM_SET_VCPU_EVENTS", 0xA0, VCPU_EVENTS.size)
+KVM_SET_DEVICE_ATTR = _iow("KVM_SET_DEVICE_ATTR", 0xE1, DEVICE_ATTR.size)
+KVM_GET_DEVICE_ATTR = _iow("KVM_GET_DEVICE_ATTR", 0xE2, DEVICE_ATTR.size)
 KVM_SET_DEBUGREGS = _iow("KVM_SET_DEBUGREGS", 0xA2, DEBUGREGS.size)
 
 
@@ -147,6 +150,7 @@ class Cap(enum.IntEnum):
     IRQFD_RESAMPLE = 82
     CHECK_EXTENSION_VM = 105
     SPLIT_IRQCHIP = 121
+    VCPU_ATTRIBUTES = 127
     MAX_VCPU_ID = 128
     X2APIC_API = 129
     IMMEDIATE_EXIT = 136
@@ -230,6 +234,7 @@ X2APIC_API_USE_32BIT_IDS = 1 << 0
 X2APIC_API_DISABLE_BROADCAST_QUIRK = 1 << 1
 X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST = 1 << 2  # this and the next: Linux 6.19, and kernels it was ported back to
 X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST = 1 << 3
+VCPU_TSC_CTRL, VCPU_TSC_OFFSET = 0, 0
 DR6_RESET, DR7_RESET = 0xFFFF0FF0, 0x400  # Intel SDM vol. 3, table 11-1
 VCPUEVENT_VALID_NMI_PENDING = 1 << 0
 VCPUEVENT_VALID_SIPI_VECTOR = 1 << 1

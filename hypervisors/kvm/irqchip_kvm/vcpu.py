@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Self
 from irqchip_core.arguments import check_int, check_type
 from irqchip_core.chip import MPState
 from irqchip_core.errors import Closed, HypervisorError, InvalidArgument
-from irqchip_core.exits import Exit, UnknownExit
+from irqchip_core.exits import Exit, MsrExit, UnknownExit
 from irqchip_core.x86 import kvm_layout
+from irqchip_core.x86.lapic_registers import IA32_TSC, IA32_TSC_ADJUST
 from irqchip_core.x86.registers import CpuidEntry, Regs, Sregs
 from irqchip_core.x86.state import LapicState
 from irqchip_kvm import abi, records
 from irqchip_kvm.exits import DECODERS, INTERRUPTED
-from irqchip_kvm.ioctl import Buffer, Handle, buffer, this_thread
+from irqchip_kvm.ioctl import Buffer, Handle, address_of, buffer, this_thread
 from irqchip_kvm.problems import failure
 from irqchip_kvm.records import VcpuEvents
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-IA32_TSC = 0x10
+_U64 = (1 << 64) - 1
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that `KvmVcpu.close` waits for a `run` on another thread to come back."""
@@ -251,13 +252,55 @@ class KvmVcpu:
         Raises:
             InvalidArgument: The last exit was none, or `value` does not fit.
         """
-        reason = self._run_words[_EXIT_REASON_WORD]
-        if reason not in (abi.ExitReason.X86_RDMSR, abi.ExitReason.X86_WRMSR):
-            raise InvalidArgument("the last exit was no MSR access", subject=self._handle.subject)
+        reason = self._msr_exit_reason()
         check_int(value, 0, (1 << 64) - 1, subject=self._handle.subject, argument="value")
         self._run[abi.RUN_MSR_ERROR] = 1 if fault else 0
         if reason == abi.ExitReason.X86_RDMSR:
             abi.RUN_U64.pack_into(self._run, abi.RUN_MSR_DATA, value)
+
+    def _msr_exit_reason(self) -> int:
+        reason = self._run_words[_EXIT_REASON_WORD]
+        if reason not in (abi.ExitReason.X86_RDMSR, abi.ExitReason.X86_WRMSR):
+            raise InvalidArgument("the last exit was no MSR access", subject=self._handle.subject)
+        return reason
+
+    def perform_msr(self, access: MsrExit) -> bool:
+        """Answer the last `MsrExit` with what the kernel does when that access is not reported.
+
+        For IA32_APIC_BASE, IA32_TSC and IA32_TSC_ADJUST. Which mode follows which is not checked.
+
+        Returns:
+            False if the kernel refuses the access, which is not answered then.
+
+        Raises:
+            InvalidArgument: The last exit was no MSR access.
+        """
+        self._msr_exit_reason()
+        value = 0
+        try:
+            if not access.is_write:
+                value = self.get_msrs([access.index])[access.index]
+            elif access.index in (IA32_TSC, IA32_TSC_ADJUST):
+                self._write_tsc(access)
+            else:
+                self.set_msrs({access.index: access.value})
+        except HypervisorError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return False
+        self.complete_msr(value)
+        return True
+
+    def _write_tsc(self, access: MsrExit) -> None:
+        # KVM_SET_MSRS takes a counter within a second of what it is for an attempt to keep it, and does not change it.
+        before = self.get_msrs([IA32_TSC, IA32_TSC_ADJUST])
+        change = access.value - before[access.index]
+        offset = buffer(8)
+        attribute = abi.DEVICE_ATTR.pack(0, abi.VCPU_TSC_CTRL, abi.VCPU_TSC_OFFSET, address_of(offset))
+        self._call(abi.KVM_GET_DEVICE_ATTR, attribute)
+        offset.raw = (int.from_bytes(offset.raw, "little") + change & _U64).to_bytes(8, "little")
+        self._call(abi.KVM_SET_DEVICE_ATTR, attribute)
+        self.set_msrs({IA32_TSC_ADJUST: before[IA32_TSC_ADJUST] + change & _U64})
 
     # --- injection
 

@@ -13,10 +13,11 @@ from typing import Self
 
 from irqchip_core.arguments import check_int, check_type
 from irqchip_core.clock import MonotonicClock
-from irqchip_core.errors import InvalidArgument
+from irqchip_core.errors import InvalidArgument, Unsupported
 from irqchip_core.events import Event
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute
 from irqchip_core.x86 import kvm_layout
+from irqchip_core.x86.lapic_registers import IA32_TSC, IA32_TSC_ADJUST
 from irqchip_core.x86.registers import CpuidEntry
 from irqchip_core.x86.state import IoapicState, PicSelect, PicState, PitState
 from irqchip_kvm import abi, records
@@ -385,7 +386,17 @@ class KvmVm:
 
         The x2APIC's, 0x800 to 0x8FF, cannot be filtered; without a chip in the kernel they are reported all the same,
         as MSRs that do not exist.
+
+        Raises:
+            Unsupported: IA32_TSC or IA32_TSC_ADJUST is among them, and this kernel (Linux before 5.16) has no way to
+                do exactly what the guest's write would have done.
         """
+        msrs = list(msrs)
+        writes_tsc = any(IA32_TSC in one or IA32_TSC_ADJUST in one for one in msrs)
+        if writes_tsc and not self.check_extension(Cap.VCPU_ATTRIBUTES):
+            raise Unsupported(
+                "this kernel's KVM lacks KVM_CAP_VCPU_ATTRIBUTES", subject=_SUBJECT, remedy="use Linux 5.16 or newer"
+            )
         self.enable_user_space_msr()
         self.set_msr_filter(MsrRange(one.start, len(one)) for one in msrs if one.start not in X2APIC_MSRS)
 

@@ -123,6 +123,15 @@ class Processor:
         self.context.hflags &= ~c.HF_INHIBIT_IRQ
         state.reset_debug_registers(self.context)
 
+    def perform_msr(self, access: MsrExit) -> bool:
+        """Carry out the access of the last exit here; False if it raises #GP."""
+        try:
+            self._intercepts.access_msr(is_write=access.is_write)
+        except GuestFault:
+            return False
+        self.msr = None
+        return True
+
     def step(self, count: int = SLICE) -> Exit | None:
         """Go on for up to `count` instructions; None if there is nothing for user space to do yet."""
         return self._go(lambda: self._report() or self._complete() or self._enter(count))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import Closed, HypervisorError, InvalidArgument
-from irqchip_core.exits import Exit
+from irqchip_core.exits import Exit, MsrExit
 from irqchip_core.x86.registers import CpuidEntry, Regs, Sregs
 from irqchip_unicorn import state
 from irqchip_unicorn.processor import INTERRUPTED, SLICE, Processor
@@ -218,6 +218,20 @@ class UnicornVcpu:
         if not 0 <= value < 1 << 64:
             raise InvalidArgument(f"{value:#x} is not of 64 bits", subject=self._subject, argument="value")
         self._processor.msr = (self._processor.msr[0], None if fault else value)
+
+    def perform_msr(self, access: MsrExit) -> bool:
+        """Answer the last `MsrExit` with what happens when that access is not reported.
+
+        Returns:
+            False if it raises #GP; it is not answered then.
+
+        Raises:
+            InvalidArgument: The last exit was no MSR access.
+        """
+        if self._processor.msr is None:
+            raise InvalidArgument("the last exit was no MSR access", subject=self._subject)
+        with self._use():
+            return self._processor.perform_msr(access)
 
     # --- injection
 

@@ -19,7 +19,7 @@ from irqchip_core.arguments import check_int, check_type
 from irqchip_core.bus import Access, Bus, BusDevice
 from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
 from irqchip_core.clock import Clock
-from irqchip_core.errors import InvalidArgument, UnknownVcpu, WrongType
+from irqchip_core.errors import InvalidArgument, UnknownVcpu, Unsupported, WrongType
 from irqchip_core.exits import MsrExit
 from irqchip_core.hookspecs import Probe
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute
@@ -29,7 +29,13 @@ from irqchip_core.x86.counters import ChipCounters, vector_counts
 from irqchip_core.x86.destinations import Destinations
 from irqchip_core.x86.effects import ApicBaseChanged, Effects, EoiBroadcast, WakeAt
 from irqchip_core.x86.lapic import Lapic
-from irqchip_core.x86.lapic_registers import APIC_BASE_RESET, IA32_APIC_BASE, IA32_TSC_DEADLINE
+from irqchip_core.x86.lapic_registers import (
+    APIC_BASE_RESET,
+    IA32_APIC_BASE,
+    IA32_TSC,
+    IA32_TSC_ADJUST,
+    IA32_TSC_DEADLINE,
+)
 from irqchip_core.x86.msi import Message
 from irqchip_core.x86.state import LAPIC_BASE, LapicState
 from irqchip_userspace.processors import HALTED, RUNNABLE, Processor
@@ -40,11 +46,9 @@ LAPIC_LENGTH = 0x1000
 MAX_VCPUS = 255
 """APIC ids are 8 bits in xAPIC mode, and 255 is the broadcast address."""
 
-APIC_MSRS = (
-    range(0x800, 0x900),
-    range(IA32_TSC_DEADLINE, IA32_TSC_DEADLINE + 1),
-    range(IA32_APIC_BASE, IA32_APIC_BASE + 1),
-)
+APIC_MSRS = (range(0x800, 0x900), range(IA32_TSC_DEADLINE, IA32_TSC_DEADLINE + 1))
+HYPERVISOR_MSRS = (IA32_APIC_BASE, IA32_TSC, IA32_TSC_ADJUST)
+"""Its own MSRs, whose writes local APIC or deadline must follow."""
 APIC_BASE_ADDRESS = ~0xFFF
 
 
@@ -63,6 +67,14 @@ def probe(vm: Vm) -> Probe:
         missing = ", ".join(name for name in _protocol_members() if not hasattr(vm, name))
         return Probe(f"the VM of hypervisor {getattr(vm, 'hypervisor', type(vm).__name__)} lacks {missing}")
     return Probe(capabilities=_capabilities(vm))
+
+
+def _exit_on_msrs(vm: Vm) -> None:
+    base, *tsc = (range(index, index + 1) for index in HYPERVISOR_MSRS)
+    try:
+        vm.exit_on_msrs((*APIC_MSRS, base, *tsc))
+    except Unsupported:  # then an armed deadline stays when it was due before the guest wrote its time-stamp counter
+        vm.exit_on_msrs((*APIC_MSRS, base))
 
 
 def _protocol_members() -> list[str]:
@@ -109,7 +121,7 @@ class UserspaceIrqChip(BoardChip):
         self._shared = _Shared(vcpu_count)
         self._exits_on_msrs = vm.can_exit_on_msrs
         if self._exits_on_msrs:
-            vm.exit_on_msrs(APIC_MSRS)
+            _exit_on_msrs(vm)
         self._lock = self._board.lock
         self._destinations = Destinations()
         self._processors: list[Processor] = []
@@ -203,17 +215,25 @@ class UserspaceIrqChip(BoardChip):
         processor.attend()
         if processor.fresh:
             processor.hand_over()
-            if processor.lapic.timer.tsc_deadline:  # only this thread can tell what the time-stamp counter is
-                assert processor.vcpu is not None
-                now, tsc = self._clock.now(), processor.vcpu.tsc()
-                self._learn_tsc(processor, now, tsc)
-                self._carry_out(processor, processor.lapic.expire(now, tsc))
+            self._follow_tsc(processor)
+
+    def _follow_tsc(self, processor: Processor) -> None:
+        """Let an armed deadline count on what the time-stamp counter is now, which only its own thread can tell."""
+        if processor.lapic.timer.tsc_deadline:
+            assert processor.vcpu is not None
+            now, tsc = self._clock.now(), processor.vcpu.tsc()
+            self._learn_tsc(processor, now, tsc)
+            self._carry_out(processor, processor.lapic.expire(now, tsc))
 
     def _learn_tsc(self, processor: Processor, now: int, tsc: int) -> None:
         self._shared.tsc_offsets[processor.lapic.apic_id] = tsc - now * self._tsc_hz // 1_000_000_000
 
     def _pull(self, processor: Processor) -> Effects:
-        """The effects of what the guest did by itself."""
+        """The effects of what the guest did by itself, without an exit.
+
+        That is CR8 alone where MSRs can exit: see `HYPERVISOR_MSRS`, and README.md, "What the guest does between two
+        exits". Where they cannot, IA32_APIC_BASE too.
+        """
         processor.pull()
         if self._exits_on_msrs or processor.vcpu is None or not processor.entered:
             return ()
@@ -371,6 +391,9 @@ class UserspaceIrqChip(BoardChip):
 
     @override
     def handle_msr(self, vcpu: VcpuX86_64, access: MsrExit) -> bool:
+        if access.index in HYPERVISOR_MSRS:
+            self._handle_hypervisor_msr(self._own(vcpu), access)
+            return True
         if not any(access.index in msrs for msrs in APIC_MSRS):
             return False
         processor = self._own(vcpu)
@@ -385,17 +408,31 @@ class UserspaceIrqChip(BoardChip):
                 value = processor.lapic.read_msr(access.index, now)
                 fault = value is None
             else:
-                value, done = 0, None
-                if access.index != IA32_APIC_BASE or (
-                    processor.lapic.allows_base(access.value) and processor.take_base(access.value)
-                ):
-                    done = processor.lapic.write_msr(access.index, access.value, now, tsc)
+                value = 0
+                done = processor.lapic.write_msr(access.index, access.value, now, tsc)
                 fault = done is None
                 effects += self._carry_out(processor, done or ())
                 processor.push()
         vcpu.complete_msr(value or 0, fault=fault)
         self._after(processor, effects)
         return True
+
+    def _handle_hypervisor_msr(self, processor: Processor, access: MsrExit) -> None:
+        """Access an MSR that is the hypervisor's, and of whose change the local APIC must know at once."""
+        vcpu, lapic = processor.vcpu, processor.lapic
+        assert vcpu is not None
+        new_base = access.is_write and access.index == IA32_APIC_BASE
+        with self._lock:
+            effects = self._pull(processor)
+            if (new_base and not lapic.allows_base(access.value)) or not vcpu.perform_msr(access):
+                vcpu.complete_msr(fault=True)
+            elif new_base:
+                done = lapic.write_msr(IA32_APIC_BASE, access.value, self._clock.now()) or ()
+                effects += self._carry_out(processor, done)
+                processor.push()
+            elif access.is_write:
+                self._follow_tsc(processor)
+        self._after(processor, effects)
 
     # Timers
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 
 from irqchip_core.chip import MPState
-from irqchip_core.errors import InvalidArgument
 from irqchip_core.exits import InterruptedExit
 from irqchip_core.vcpu import VcpuX86_64
 from irqchip_core.x86.lapic import Lapic
@@ -100,20 +99,6 @@ class Processor:
         """Let the guest see the task priority in CR8."""
         if self.vcpu is not None and self.vcpu.cr8 != self.lapic.cr8:
             self.vcpu.cr8 = self.lapic.cr8
-
-    def take_base(self, apic_base: int) -> bool:
-        """Let the hypervisor have what the guest writes to IA32_APIC_BASE; False if it refuses that. On its own thread.
-
-        The hypervisor keeps CPUID's announcement of the APIC, and may allow fewer bits than the APIC does.
-        """
-        assert self.vcpu is not None
-        sregs = self.vcpu.get_sregs()
-        sregs.apic_base = apic_base
-        try:
-            self.vcpu.set_sregs(sregs)
-        except InvalidArgument:
-            return False
-        return True
 
     def hand_over(self) -> None:
         """Let the guest go on with the CR8 and APIC base that were set here. On its own thread, before it runs."""
