@@ -48,8 +48,13 @@ def add_conformance(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
     )
     command.add_argument("--list", action="store_true", help="only list the scenarios, each with its rule")
     command.add_argument(
-        "--patience", type=_seconds, default=10.0, metavar="SECONDS", help="after which an interrupt is lost (10)"
+        "--patience",
+        type=_seconds,
+        metavar="SECONDS",
+        help="after which an interrupt is lost (learned from how long machines boot here, 2 or more)",
     )
+    command.add_argument("-x", "--exitfirst", action="store_const", const=1, dest="maxfail", help="stop at a failure")
+    command.add_argument("--maxfail", type=_count, metavar="N", help="stop after N failures")
     command.add_argument("-v", "--verbose", action="store_true", help="name each scenario, and show where it fails")
     command.set_defaults(run=run, parser=command)
 
@@ -62,6 +67,12 @@ def _seconds(text: str) -> float:
     if not 0 < value < 3600:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 3600")
     return value
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,7 +102,11 @@ def run(args: argparse.Namespace) -> int:
         "ignore::pytest.PytestAssertRewriteWarning",
         f"--rootdir={os.getcwd()}",
     ]
-    arguments += [f"--irqchip-patience={args.patience}", *(f"--irqchip={target}" for target in targets)]
+    arguments += [f"--irqchip={target}" for target in targets]
+    if args.patience is not None:
+        arguments.append(f"--irqchip-patience={args.patience}")
+    if args.maxfail is not None:
+        arguments.append(f"--maxfail={args.maxfail}")
     arguments += ["-v", "--tb=short"] if args.verbose else ["-q", "--tb=no", "-r", "N"]
     if args.json:
         arguments.append(f"--irqchip-json={os.path.abspath(args.json)}")

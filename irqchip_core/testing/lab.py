@@ -5,6 +5,7 @@ A scenario that hangs, wherever it may, is given up with the place where it hang
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -15,15 +16,18 @@ from attrs import define, field
 
 from irqchip_core.chip import IrqChip, IrqChipCap
 from irqchip_core.testing.bench import Bench
+from irqchip_core.testing.patience import Patience
 from irqchip_core.testing.verdict import Nonconforming, NotApplicable
 from irqchip_core.vcpu import Vm
 from irqchip_core.x86.chip import IrqChipX86_64
 
-PATIENCE = 10.0
-"""Seconds after which an interrupt that is due counts as lost."""
+SLOW = 1.0
+"""Seconds after which a scenario is said to wait."""
 HANG = 4
 """Times the patience after which a scenario counts as hanging."""
 FRAMES_SHOWN = 4
+_KIT = os.path.dirname(__file__)
+_BASE = os.path.join(_KIT, "conformance", "base.py")  # whose decorators enclose scenarios
 
 
 @define
@@ -46,9 +50,10 @@ class Lab:
         create_vm: Makes an empty VM.
         create_chip: Makes the chip for a VM and a number of vCPUs.
         claims: The capabilities that the backend claims there; None to believe each chip.
-        patience: Seconds to wait for an interrupt that is due.
+        patience: Seconds to wait for an interrupt that is due; None to learn them.
 
     Attributes:
+        patience: How long an interrupt that is due is waited for.
         record: Of the scenario performed last.
     """
 
@@ -58,12 +63,12 @@ class Lab:
         create_chip: Callable[[Vm, int], IrqChip],
         *,
         claims: frozenset[IrqChipCap] | None = None,
-        patience: float = PATIENCE,
+        patience: Patience | float | None = None,
     ) -> None:
         self.create_vm = create_vm
         self._create_chip = create_chip
         self._claims = claims
-        self.patience = patience
+        self.patience = patience if isinstance(patience, Patience) else Patience(patience)
         self.record = Record()
         self._ordered = True
         self._machines: list[Bench] = []
@@ -81,13 +86,16 @@ class Lab:
         """A machine with guests on `vcpus` vCPUs; its chip is made for `chip_vcpus`. Closed by itself."""
         if vcpus > 1:
             self.need(IrqChipCap.MP_STATE_GET_SET)
+        began = time.monotonic()
         vm = self.create_vm()
         try:
             chip = self.create_chip(vm, vcpus if chip_vcpus is None else chip_vcpus)
-            machine = Bench(vm, chip, vcpus=vcpus, patience=self.patience)
+            machine = Bench(vm, chip, vcpus=vcpus, patience=self.patience.seconds)
         except BaseException:
             vm.close()
             raise
+        self.patience.booted(time.monotonic() - began)
+        machine.patience = self.patience.seconds
         self._machines.append(machine)
         return machine
 
@@ -117,8 +125,12 @@ class Lab:
 
     # For those who perform them
 
-    def perform(self, scenario: Callable[[], None]) -> None:
+    def perform(self, scenario: Callable[[], None], on_wait: Callable[[str], object] = lambda line: None) -> None:
         """Perform a scenario on a thread of its own, and close its machines.
+
+        Args:
+            scenario: The scenario.
+            on_wait: Called with the line of the scenario that takes long, once, while it does.
 
         Raises:
             Nonconforming: The chip broke the contract, or hangs.
@@ -137,8 +149,11 @@ class Lab:
 
         thread = threading.Thread(target=perform, name="scenario", daemon=True)
         thread.start()
-        deadline = time.monotonic() + HANG * self.patience
-        while thread.is_alive() and time.monotonic() < deadline:
+        began, waits = time.monotonic(), False
+        while thread.is_alive() and (passed := time.monotonic() - began) < HANG * self.patience.seconds:
+            if passed >= SLOW and not waits:
+                waits = True
+                on_wait(_line(thread))
             thread.join(0.5)  # in short pieces, so that Ctrl-C comes through
         if thread.is_alive():
             self._machines = []  # what hangs cannot be closed
@@ -160,8 +175,21 @@ class Lab:
                 failures.append(error)
 
 
-def _where(thread: threading.Thread) -> str:
-    """The innermost frames of a thread."""
+def _stack(thread: threading.Thread) -> list[traceback.FrameSummary]:
     frame = sys._current_frames().get(thread.ident or 0)
-    stack = traceback.extract_stack(frame)[-FRAMES_SHOWN:] if frame else []
-    return "".join(traceback.format_list(stack)).rstrip()
+    return list(traceback.extract_stack(frame)) if frame else []
+
+
+def _where(thread: threading.Thread) -> str:
+    """The innermost frames of a thread, of the kit's own only the last: the same for all scenarios that hang there."""
+    stack = _stack(thread)
+    kits = [at for at, frame in enumerate(stack) if frame.filename.startswith(_KIT)]
+    return "".join(traceback.format_list(stack[max([*kits[-1:], len(stack) - FRAMES_SHOWN]) :])).rstrip()
+
+
+def _line(thread: threading.Thread) -> str:
+    """The line of its scenario that a thread executes."""
+    stack = _stack(thread)
+    began = next((at for at, frame in enumerate(stack) if frame.filename == __file__), len(stack))
+    inside = [frame for frame in stack[began + 1 :] if frame.filename != _BASE]
+    return inside[0].line or "" if inside else ""

@@ -185,6 +185,107 @@ def test_without_pytest_it_says_what_to_install(
     assert "pip install 'irqchip-core[conformance]'" in capsys.readouterr().err
 
 
+# A chip that loses interrupts, installed as a backend
+
+LOSSY = """
+from irqchip_core.hookspecs import Backend, Probe, hookimpl
+from irqchip_core.testing.conformance.base import choose
+from irqchip_core.x86.destinations import Destinations
+from tests.conformance.wrong_chips import with_parts
+
+class NothingDelivered(Destinations):
+    def deliver(self, message, source=None):
+        return ()
+
+class Lossy(Backend):
+    name, api_version, summary, rank = "lossy", 1, "loses interrupts", 0
+
+    def probe(self, vm):
+        return Probe(capabilities=choose("userspace", "unicorn")[1])
+
+    def create(self, vm, vcpu_count):
+        return with_parts(Destinations=NothingDelivered)(vm, vcpu_count)
+
+@hookimpl
+def irqchip_backend():
+    return Lossy()
+"""
+
+
+@pytest.fixture
+def lossy(tmp_path: Path) -> Path:
+    """A directory from which Python finds the backend."""
+    (tmp_path / "lossy.py").write_text(LOSSY)
+    info = tmp_path / "lossy-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lossy\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[irqchip]\nlossy = lossy\n")
+    return tmp_path
+
+
+def conformance_of_lossy(where: Path, *arguments: str) -> str:
+    result = run(["irqchip_core", "conformance", "lossy@unicorn", *arguments], where)
+    assert result.returncode == 1, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_what_takes_long_is_said_while_it_does(lossy: Path) -> None:
+    said = conformance_of_lossy(lossy, "-k", "edge_through_the_ioapic")
+    where = re.search(
+        r"^edge_through_the_ioapic waits; an interrupt counts as lost after [\d.]+ s:\n.*\n.*\n", said, re.MULTILINE
+    )
+    assert where, said
+    assert where[0].splitlines()[1:] == [
+        "    Each signal is one interrupt, through an IOAPIC pin.",
+        "    machine.cpu.expect(0x45, rule=ONCE)",
+    ]
+    assert where.start() < said.index("lossy on unicorn:")
+
+
+def test_after_many_failures_less_is_waited(lossy: Path) -> None:
+    said = conformance_of_lossy(lossy, "-k", "msi", "--maxfail=6")
+    found = re.search(
+        r"lost after ([\d.]+) s:.*5 scenarios failed: an interrupt counts as lost after ([\d.]+) s", said, re.DOTALL
+    )
+    assert found, said
+    assert float(found[2]) < float(found[1])
+
+
+@pytest.mark.parametrize(
+    ("option", "failures"), [(["-x"], 1), (["--exitfirst"], 1), (["--maxfail", "2"], 2), (["--maxfail=3"], 3)]
+)
+def test_a_run_stops_at_failures(lossy: Path, option: list[str], failures: int) -> None:
+    said = conformance_of_lossy(lossy, "--patience", "0.1", "-k", "msi or cap", *option)
+    assert f"stopping after {failures} failures" in said
+    assert re.search(rf"^all +\d+ +{failures} +\d", said, re.MULTILINE), said
+
+
+def test_failures_that_are_alike_have_one_line(lossy: Path) -> None:
+    said = conformance_of_lossy(lossy, "--patience", "0.1", "-k", "msi or ipi or route or vector")
+    failed = said.partition("failed:\n")[2].splitlines()
+    (one,) = (line for line in failed if " was lost: it took nothing where " in line)
+    match = re.match(r"  (\w+), and the like in (\d+) more \(\w+ to \w+\): .*, but on vCPU 0 0x51 was lost: ", one)
+    assert match, failed
+    assert int(match[2]) > 20
+
+
+def test_few_failures_have_a_line_for_each_reason() -> None:
+    ones = [{**found("a", f"s{n}", {}, "failed"), "reason": f"rule {n // 2}, but it is {n // 2}"} for n in range(4)]
+    assert Results(ones).lines()[-3:] == ["failed:", "  s0, s1: rule 0, but it is 0", "  s2, s3: rule 1, but it is 1"]
+
+
+def test_a_hundred_failures_with_one_reason_have_one_line() -> None:
+    ones = [{**found("a", f"s{n}", {}, "failed"), "reason": "RuntimeError: no"} for n in range(100)]
+    assert Results(ones).lines()[-2:] == ["failed:", "  s0, and the same in 99 more (s1 to s99): RuntimeError: no"]
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "x", "1.5"])
+def test_a_number_of_failures_is_1_or_more(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["conformance", "userspace", f"--maxfail={count}"])
+    assert f"{count} is not 1 or more" in capsys.readouterr().err
+
+
 # In pytest
 
 

@@ -16,6 +16,7 @@ from irqchip_core.errors import InvalidArgument
 from irqchip_core.selection import create_irqchip, create_vm, select
 from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.lab import Lab
+from irqchip_core.testing.patience import Patience
 from irqchip_core.vcpu import Vm
 
 
@@ -31,6 +32,9 @@ def choose(backend: str, hypervisor: str | None = None) -> tuple[str, frozenset[
     return chosen.hypervisor, chosen.probe.capabilities
 
 
+_patiences = pytest.StashKey[dict[Any, Patience]]()
+"""For each chip of this run, what was learned."""
+
 _S = TypeVar("_S", bound="Scenarios")
 
 
@@ -42,7 +46,7 @@ class Scenarios:
         hypervisor: Name of the hypervisor; None for the first one that the backend can use here.
         capabilities: What the chip claims. None for what the backend's probe says, or, if there is no backend of
             that name, each chip.
-        patience: Seconds to wait for an interrupt that is due.
+        patience: Seconds to wait for an interrupt that is due; None to learn them, unless they are given.
         lab: Where scenarios get their machines.
     """
 
@@ -70,7 +74,7 @@ class Scenarios:
             )
         return create_irqchip(self.backend, vm=vm, vcpu_count=vcpu_count)
 
-    def open_lab(self, *, patience: float) -> Lab:
+    def open_lab(self, *, patience: Patience | float | None = None) -> Lab:
         """Set `lab` up for the chip that is named."""
         claims = self.capabilities
         if self.backend is not None:
@@ -92,7 +96,11 @@ class Scenarios:
     def _irqchip_lab(self, request: pytest.FixtureRequest, irqchip_target: Any) -> None:
         if irqchip_target is not None:
             self.backend, self.hypervisor = irqchip_target
-        self.open_lab(patience=request.config.option.irqchip_patience)
+        learned = request.config.stash.setdefault(_patiences, {})
+        chip = irqchip_target or type(self)
+        if chip not in learned:
+            learned[chip] = Patience(request.config.option.irqchip_patience)
+        self.open_lab(patience=learned[chip])
         request.node.irqchip_lab = self.lab
 
 

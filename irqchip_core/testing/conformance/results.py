@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,6 +18,10 @@ Found = dict[str, Any]
 The class is that of an author who has derived from the kit's, else "".
 """
 
+MANY = 6
+"""So many failures that are alike have one line."""
+_NUMBER = re.compile(r"0x[0-9a-f]+|\d+(\.\d+)?")
+_LIST = re.compile(r"#( was lost and #|, #)*")
 OUTCOMES = ("passed", "failed", "not applicable")
 
 
@@ -135,11 +140,34 @@ def _reasons(found: Sequence[Found]) -> list[str]:
         lines.append("not applicable:")
     for reason, scenarios in reasons.items():
         lines += [f"  {reason}", f"    {', '.join(scenarios)}"]
-    failed = [one for one in found if one["outcome"] == "failed"]
-    if failed:
-        lines.append("failed:")
-    lines += [f"  {one['scenario']}: {one['reason']}" for one in failed]
+    if failed := [one for one in found if one["outcome"] == "failed"]:
+        lines += ["failed:", *_failures(failed)]
     return lines
+
+
+def _failures(failed: Sequence[Found]) -> list[str]:
+    """A line for each reason, and one for all reasons that many scenarios give in other words."""
+    alike = Counter(_happened(one["reason"]) for one in failed)
+    groups: dict[str, list[Found]] = {}
+    for one in failed:
+        happened = _happened(one["reason"])
+        groups.setdefault(happened if alike[happened] >= MANY else one["reason"], []).append(one)
+    lines = []
+    for ones in groups.values():
+        names, first = [one["scenario"] for one in ones], ones[0]["reason"]
+        if len(names) < MANY:
+            lines.append(f"  {', '.join(names)}: {first}")
+        else:
+            same = "the same" if all(one["reason"] == first for one in ones) else "the like"
+            lines.append(f"  {names[0]}, and {same} in {len(names) - 1} more ({names[1]} to {names[-1]}): {first}")
+    return lines
+
+
+def _happened(reason: str) -> str:
+    """What a chip did instead of what the rule demands, whichever vectors, vCPUs and times it was."""
+    _, broken, happened = reason.partition(", but ")
+    text = _NUMBER.sub("#", happened if broken else reason)
+    return _LIST.sub("#", text)
 
 
 def _interrupts(seen: dict[str, list[int]]) -> str:

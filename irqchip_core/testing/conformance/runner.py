@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from irqchip_core.errors import IrqChipError
 from irqchip_core.testing.conformance import Conformance
 from irqchip_core.testing.conformance.base import Scenarios, choose
 from irqchip_core.testing.lab import Lab
+from irqchip_core.testing.patience import FAILURES
 from irqchip_core.testing.verdict import Nonconforming, NotApplicable
 
 Target = tuple[str, str]
@@ -56,20 +59,40 @@ def perform(item: pytest.Function) -> None:
         "outcome": "passed",
         "reason": "",
     }
+    scenario = functools.partial(item.obj, **arguments)
     try:
-        lab.perform(functools.partial(item.obj, **arguments))
+        lab.perform(scenario, lambda line: _say(item, *_waiting(found["scenario"], item.obj.__doc__, lab, line)))
     except NotApplicable as reason:
         found.update(outcome="not applicable", reason=str(reason))
         pytest.skip(str(reason))
     except (Exception, pytest.fail.Exception) as error:
         problem = str(error) if isinstance(error, Nonconforming) else f"{type(error).__name__}: {error}"
         found.update(outcome="failed", reason=problem)
+        if lab.patience.failed():
+            _say(item, f"{FAILURES} scenarios failed: an interrupt counts as lost after {lab.patience} from here on")
         raise
     finally:
         found.update(interrupts=lab.record.interrupts, open=lab.record.note)
         if not _is_kits_own(item.obj.__func__):
             found.update(interrupts=None, open="it is the author's own scenario")
         item.user_properties.append(("irqchip", found))
+
+
+def _waiting(scenario: str, rule: str | None, lab: Lab, line: str) -> Iterator[str]:
+    yield f"{scenario} waits; an interrupt counts as lost after {lab.patience}:"
+    yield from (f"    {text}" for text in ((rule or "").strip().partition("\n")[0], line) if text)
+
+
+def _say(item: pytest.Function, *lines: str) -> None:
+    """Write to the terminal in the middle of a scenario."""
+    reporter: Any = item.config.pluginmanager.getplugin("terminalreporter")
+    if reporter is None:  # a worker of xdist has none
+        return
+    capture: Any = item.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+        reporter.write_line("")
+        for line in lines:
+            reporter.write_line(line)
 
 
 def _is_kits_own(what: Any) -> bool:
