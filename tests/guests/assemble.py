@@ -13,7 +13,14 @@ GUESTS = Path(__file__).parent
 DEMO = GUESTS.parent.parent / "vmm" / "irqchip_vmm" / "guest" / "demo.S"
 EXAMPLES = GUESTS.parent.parent / "vmm" / "examples"
 KIT = GUESTS.parent.parent / "irqchip_core" / "testing"
-LOAD_ADDRESS = {"real": 0x7C00, "examples": 0x7C00, "multiboot": 0x100000, "stress": 0x100000, "testing": 0x1000}
+LOAD_ADDRESS = {
+    "real": 0x7C00,
+    "examples": 0x7C00,
+    "multiboot": 0x100000,
+    "stress": 0x100000,
+    "testing": 0x1000,
+    "features": 0x1000,
+}
 
 
 def sources() -> list[Path]:

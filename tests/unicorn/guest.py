@@ -165,6 +165,10 @@ class Machine(Generic[_Vcpu]):
         """The vector whose handler is entered next."""
         exit_ = self.run()
         assert exit_ == HltExit(), (exit_, self.vcpu.get_regs(), self.vcpu.get_sregs())
+        return self.handler_entered()
+
+    def handler_entered(self) -> int:
+        """The vector whose handler is at its HLT."""
         rip = self.vcpu.get_regs().rip
         assert HANDLERS < rip < HANDLERS + 256 * HANDLER_SIZE, hex(rip)
         vector, rest = divmod(rip - 1 - HANDLERS, HANDLER_SIZE)

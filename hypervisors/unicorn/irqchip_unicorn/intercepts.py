@@ -14,7 +14,8 @@ from irqchip_unicorn import state
 from irqchip_unicorn.context import Context
 from irqchip_unicorn.delivery import GP, UD
 from irqchip_unicorn.engine import PortAccess
-from irqchip_unicorn.msrs import CSTAR, LSTAR, SFMASK, STAR, SYSENTER_CS, SYSENTER_EIP, SYSENTER_ESP, Msrs
+from irqchip_unicorn.features import CSTAR, LSTAR, SFMASK, STAR, SYSENTER_CS, SYSENTER_EIP, SYSENTER_ESP
+from irqchip_unicorn.msrs import Msrs
 from irqchip_unicorn.paging import GuestFault, Paging
 
 _M32, _M64 = (1 << 32) - 1, (1 << 64) - 1
@@ -26,11 +27,12 @@ _REX_B = 1
 _INS = (b"\x6c", b"\x6d")
 _MOV_CR = b"\x0f\x22"
 _STI, _MOV_SEGMENT, _POP_SS = b"\xfb", b"\x8e", b"\x17"
+_RDPMC = b"\x0f\x33"
 _RDTSCP = b"\x0f\x01\xf9"
+_COUNTERS = 4
 _DR7_ENABLES = 0xFF
 _DR7_FIXED = 0x400
 _TSS_IO_MAP_BASE = 102
-_EFER_SCE = 1
 
 
 class Intercepts:
@@ -113,12 +115,29 @@ class Intercepts:
             self._context.set_register(c.RCX, self._msrs.tsc_aux())
         self._skip(3 if is_rdtscp else 2)
 
+    def read_performance_counter(self) -> None:
+        """RDPMC. The counters are 0: see `features.UNUSED_MSRS`."""
+        context = self._context
+        forbidden = state.cpl(context) and not context.cr(4) & state.CR4_PCE
+        if forbidden or context.register(c.RCX) & _M32 >= _COUNTERS:
+            raise GuestFault(GP, 0)
+        self._set_pair(0)
+        self._skip(2)
+
+    def is_rdpmc_of_user(self) -> bool:
+        """Whether RDPMC is at RIP, with CR4.PCE set: the emulator raises #GP then, and not where the bit is clear."""
+        context = self._context
+        if not context.cr(4) & state.CR4_PCE or not state.cpl(context):
+            return False
+        code, at, _ = self._instruction(context.rip)
+        return code[at : at + 2] == _RDPMC
+
     # --- the ways into the system
 
     def syscall(self, msr: Callable[[int], int]) -> None:
         """SYSCALL, with RIP behind it; `msr` gives STAR and its like. AMD64 Manual vol. 2, 6.1.1."""
         context = self._context
-        if not context.efer & _EFER_SCE:
+        if not context.efer & state.EFER_SCE:
             context.rip -= 2
             raise GuestFault(UD)
         star, rflags = msr(STAR), context.rflags
@@ -162,7 +181,7 @@ class Intercepts:
         number = code[at + 2] & 7 if len(code) > at + 2 else 0
         return self._context.register(number | (8 if rex & _REX_B else 0))
 
-    def check_control_register(self) -> None:
+    def check_control_register(self, cr4_defined: int) -> None:
         """Raises #GP for what CR0 or CR4 must not become, which the emulator would let pass. Intel SDM vol. 3, 2.5."""
         context = self._context
         code, at, _ = self._instruction(context.rip)
@@ -174,6 +193,7 @@ class Intercepts:
         paging = cr0 & state.CR0_PG
         if (
             value >> 32
+            or (number == 4 and value & ~cr4_defined)
             or (paging and not cr0 & state.CR0_PE)
             or (cr0 & state.CR0_NW and not cr0 & state.CR0_CD)
             or (paging and context.efer & state.EFER_LME and not cr4 & state.CR4_PAE)

@@ -1,6 +1,6 @@
 """Model-specific registers: which the emulator keeps by itself, which are kept here, and what they accept.
 
-Whatever is in neither list raises #GP, as on hardware. Intel SDM vol. 4; AMD64 Manual vol. 2, appendix A.
+What the vCPU's CPUID does not announce raises #GP. Intel SDM vol. 4; AMD64 Manual vol. 2, appendix A.
 """
 
 from __future__ import annotations
@@ -9,33 +9,70 @@ from collections.abc import Callable, Iterable
 
 from irqchip_unicorn import state
 from irqchip_unicorn.context import Context
+from irqchip_unicorn.cpuid import Cpuid
 from irqchip_unicorn.delivery import GP
+from irqchip_unicorn.features import (
+    APIC_BASE,
+    CSTAR,
+    EFER,
+    FS_BASE,
+    GS_BASE,
+    KERNEL_GS_BASE,
+    LSTAR,
+    MCG_CAP,
+    MCG_STATUS,
+    MICROCODE,
+    MTRR_DEF_TYPE,
+    MTRR_FIXED,
+    MTRR_VARIABLE,
+    MTRRCAP,
+    PAT,
+    SFMASK,
+    STAR,
+    SYSENTER_CS,
+    SYSENTER_EIP,
+    SYSENTER_ESP,
+    TSC,
+    TSC_AUX,
+    UNUSED_MSRS,
+)
 from irqchip_unicorn.paging import GuestFault
-
-TSC, APIC_BASE, FEATURE_CONTROL, MICROCODE, MTRRCAP, MISC_ENABLE, PAT = 0x10, 0x1B, 0x3A, 0x8B, 0xFE, 0x1A0, 0x277
-MTRR_DEF_TYPE = 0x2FF
-EFER, TSC_AUX = 0xC0000080, 0xC0000103
 
 APIC_BASE_ADDRESS = 0xFEE00000
 APIC_BASE_BSP, APIC_BASE_EXTD, APIC_BASE_ENABLE = 1 << 8, 1 << 10, 1 << 11
 _MODES = APIC_BASE_ENABLE | APIC_BASE_EXTD
 _PHYSICAL_ADDRESS = (1 << 40) - 1
 
-SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP = 0x174, 0x175, 0x176
-STAR, LSTAR, CSTAR, SFMASK = 0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084
-FS_BASE, GS_BASE, KERNEL_GS_BASE = 0xC0000100, 0xC0000101, 0xC0000102
 _NATIVE = frozenset(
     {SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP, STAR, LSTAR, CSTAR, SFMASK, FS_BASE, GS_BASE, KERNEL_GS_BASE}
 )
-_MTRRS = (*range(0x200, 0x210), 0x250, 0x258, 0x259, *range(0x268, 0x270), MTRR_DEF_TYPE)
-_READ_ONLY = {FEATURE_CONTROL: 1, MICROCODE: 0, MTRRCAP: 0x508}  # locked; 8 variable MTRRs, fixed ones, WC
-_EFER_WRITABLE = 1 | state.EFER_LME | state.EFER_NXE  # the first: SCE
+_READ_ONLY = {MICROCODE: 0, MTRRCAP: 0x508, MCG_CAP: 0}  # 8 variable MTRRs, fixed ones, WC; no banks of MCA
+_MCG_STATUS_DEFINED = 7
+# Memory types: UC, WC, WT, WP, WB; UC- in the PAT only
+_MTRR_TYPES = frozenset({0, 1, 4, 5, 6})
+_PAT_TYPES = _MTRR_TYPES | {7}
+_TYPE, _MTRR_VALID, _MTRR_ENABLES = 0xFF, 1 << 11, 3 << 10
+_PAGES = _PHYSICAL_ADDRESS & ~0xFFF
 
 
-def native(elsewhere: Iterable[range]) -> frozenset[int]:
+def native(elsewhere: Iterable[range], cpuid: Cpuid) -> frozenset[int]:
     """The MSRs that the emulator keeps by itself, where the VMM wants those in `elsewhere`."""
     ranges = tuple(elsewhere)
-    return frozenset(index for index in _NATIVE if not any(index in msrs for msrs in ranges))
+    return frozenset(index for index in _NATIVE & cpuid.msrs if not any(index in msrs for msrs in ranges))
+
+
+def _accepts(index: int, value: int) -> bool:
+    """Whether no reserved bit or value is written to an MSR that is stored."""
+    if index == TSC_AUX:
+        return not value >> 32
+    if index == MCG_STATUS:
+        return not value & ~_MCG_STATUS_DEFINED
+    if index == PAT or index in MTRR_FIXED:
+        return (_PAT_TYPES if index == PAT else _MTRR_TYPES).issuperset(value.to_bytes(8, "little"))
+    if index in MTRR_VARIABLE and index & 1:
+        return not value & ~(_PAGES | _MTRR_VALID)
+    defined = _MTRR_ENABLES if index == MTRR_DEF_TYPE else _PAGES
+    return not value & ~(defined | _TYPE) and value & _TYPE in _MTRR_TYPES
 
 
 class Msrs:
@@ -44,17 +81,18 @@ class Msrs:
     Args:
         vcpu_id: The first vCPU is the bootstrap processor.
         tsc: The time-stamp counter that all vCPUs share.
-        has_x2apic: Whether the guest's CPUID says so now.
+        cpuid: What the guest's CPUID announces.
 
     Attributes:
         apic_base: IA32_APIC_BASE.
     """
 
-    def __init__(self, vcpu_id: int, tsc: Callable[[], int], has_x2apic: Callable[[], bool]) -> None:
+    def __init__(self, vcpu_id: int, tsc: Callable[[], int], cpuid: Cpuid) -> None:
         self._tsc = tsc
         self._tsc_offset = 0
-        self._has_x2apic = has_x2apic
-        self._stored = dict.fromkeys(_MTRRS, 0) | {TSC_AUX: 0, MISC_ENABLE: 1, PAT: 0x0007040600070406}
+        self._cpuid = cpuid
+        self._stored = dict.fromkeys((*MTRR_VARIABLE, *MTRR_FIXED, MTRR_DEF_TYPE, MCG_STATUS, TSC_AUX), 0)
+        self._stored[PAT] = 0x0007040600070406
         self.apic_base = APIC_BASE_ADDRESS | APIC_BASE_ENABLE | (APIC_BASE_BSP if vcpu_id == 0 else 0)
 
     def tsc(self) -> int:
@@ -66,37 +104,38 @@ class Msrs:
 
     def read(self, context: Context, index: int) -> int:
         """What RDMSR gives. Raises `GuestFault`."""
+        if index not in self._cpuid.msrs:
+            raise GuestFault(GP, 0)
         if index == TSC:
             return self.tsc()
         if index == APIC_BASE:
             return self.apic_base
         if index == EFER:
             return context.efer
-        value = self._stored.get(index, _READ_ONLY.get(index))
-        if value is None:
-            raise GuestFault(GP, 0)
-        return value
+        if index in UNUSED_MSRS:
+            return 0
+        return self._stored[index] if index in self._stored else _READ_ONLY[index]
 
     def write(self, context: Context, index: int, value: int) -> None:
         """What WRMSR does. Raises `GuestFault`."""
+        if index not in self._cpuid.msrs:
+            raise GuestFault(GP, 0)
         if index == TSC:
             self._tsc_offset = value - self._tsc()
         elif index == APIC_BASE:
             self._write_apic_base(value)
         elif index == EFER:
-            _write_efer(context, value)
-        elif index in self._stored:
-            if index == TSC_AUX and value >> 32:
-                raise GuestFault(GP, 0)
+            _write_efer(context, value, self._cpuid.efer)
+        elif index in self._stored and _accepts(index, value):
             self._stored[index] = value
-        else:
+        elif index not in UNUSED_MSRS:
             raise GuestFault(GP, 0)
 
     def allows_apic_base(self, value: int) -> bool:
         """Whether IA32_APIC_BASE can have this value."""
         allowed = _PHYSICAL_ADDRESS & ~0xFFF | _MODES | APIC_BASE_BSP
         mode = value & _MODES
-        return not value & ~allowed and (not mode & APIC_BASE_EXTD or (mode == _MODES and self._has_x2apic()))
+        return not value & ~allowed and (not mode & APIC_BASE_EXTD or (mode == _MODES and self._cpuid.has_x2apic()))
 
     def _write_apic_base(self, value: int) -> None:
         # Intel SDM vol. 3, 12.12.5 (10.12.5): between the modes only along the arrows of the figure.
@@ -106,9 +145,9 @@ class Msrs:
         self.apic_base = value
 
 
-def _write_efer(context: Context, value: int) -> None:
+def _write_efer(context: Context, value: int, writable: int) -> None:
     old = context.efer
     changes_lme = (value ^ old) & state.EFER_LME
-    if value & ~(_EFER_WRITABLE | state.EFER_LMA) or (changes_lme and context.cr(0) & state.CR0_PG):
+    if value & ~(writable | state.EFER_LMA) or (changes_lme and context.cr(0) & state.CR0_PG):
         raise GuestFault(GP, 0)
-    context.efer = value & _EFER_WRITABLE | old & state.EFER_LMA
+    context.efer = value & writable | old & state.EFER_LMA

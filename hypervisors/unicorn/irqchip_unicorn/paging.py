@@ -15,7 +15,7 @@ PAGE_FAULT = 14
 # Bits of a page-fault error code
 _PRESENT, _WRITE, _USER, _RESERVED = 1, 2, 4, 8
 # Bits of an entry
-_P, _RW, _US, _A, _D, _PS = 1, 2, 4, 1 << 5, 1 << 6, 1 << 7
+_P, _RW, _US, _A, _D, _PS, _XD = 1, 2, 4, 1 << 5, 1 << 6, 1 << 7, 1 << 63
 _ADDRESS = 0x000FFFFFFFFFF000
 _PHYSICAL_BITS = 40
 _RESERVED_ADDRESS = _ADDRESS & ~((1 << _PHYSICAL_BITS) - 1)
@@ -51,7 +51,7 @@ class Paging:
             address: Linear address.
             write: Whether it will be written.
             user: Whether the access is one of privilege level 3.
-            quiet: Leave accessed and dirty bits alone.
+            quiet: Leave accessed and dirty bits alone; it is code that is looked at, to which SMAP does not apply.
 
         Raises:
             GuestFault: A page fault.
@@ -64,12 +64,13 @@ class Paging:
         code = (_WRITE if write else 0) | (_USER if user else 0)
         table = context.cr(3) & (_ADDRESS if len(levels) == 4 else 0xFFFFFFE0 if size == 8 else 0xFFFFF000)
         allowed, path, shift = _RW | _US, [], 0
+        reserved = _RESERVED_ADDRESS if context.efer & state.EFER_NXE else _RESERVED_ADDRESS | _XD
         for shift, bits, may_map in levels:
             at = table + size * (address >> shift & (1 << bits) - 1)
             entry = self._memory.read(at, size)
             if not entry & _P:
                 raise GuestFault(PAGE_FAULT, code, address)
-            if size == 8 and entry & _RESERVED_ADDRESS:
+            if size == 8 and entry & reserved:
                 raise GuestFault(PAGE_FAULT, code | _PRESENT | _RESERVED, address)
             is_pdpte = len(levels) == 3 and shift == 30  # has neither rights nor an accessed bit
             if not is_pdpte:
@@ -78,7 +79,13 @@ class Paging:
             table = entry & (_ADDRESS if size == 8 else 0xFFFFF000)
             if shift == 12 or (may_map and entry & _PS):
                 break
-        if (user and not allowed & _US) or (write and not allowed & _RW and (user or cr0 & state.CR0_WP)):
+        if size == 4 and shift == 22:  # PSE-36: bits 39:32 of the address
+            table |= (table >> 13 & 0xFF) << 32
+        if (
+            (user and not allowed & _US)
+            or (write and not allowed & _RW and (user or cr0 & state.CR0_WP))
+            or (allowed & _US and not (user or quiet) and self._smap())
+        ):
             raise GuestFault(PAGE_FAULT, code | _PRESENT, address)
         if not quiet:
             for at, entry in path:
@@ -86,6 +93,13 @@ class Paging:
                 if wanted != entry:
                     self._memory.write(at, size, wanted)
         return table & -(1 << shift) | address & (1 << shift) - 1
+
+    def _smap(self) -> bool:
+        """Whether pages of the user are closed to the processor's own accesses."""
+        context = self._context
+        if not context.cr(4) & state.CR4_SMAP:
+            return False
+        return not context.rflags & state.AC or state.cpl(context) == 3
 
     def _levels(self) -> tuple[tuple[tuple[int, int, bool], ...], int]:
         """Of each table the shift of its index, its bits, and whether an entry may map a page; bytes of an entry."""

@@ -6,7 +6,7 @@ guest, in `delivery`; what the emulator leaves to do of an instruction, in `inte
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from irqchip_core.exits import (
     Exit,
@@ -20,9 +20,10 @@ from irqchip_core.exits import (
     SetTprExit,
     ShutdownExit,
 )
+from irqchip_core.x86.registers import CpuidEntry
 from irqchip_unicorn import context as c
 from irqchip_unicorn import state, vmcb
-from irqchip_unicorn.cpuid import Cpuid, supported
+from irqchip_unicorn.cpuid import Cpuid
 from irqchip_unicorn.delivery import BP, GP, NMI, OF, UD, Delivery, TaskGate, TripleFault
 from irqchip_unicorn.engine import Engine, PortAccess, Stop
 from irqchip_unicorn.intercepts import Intercepts
@@ -51,6 +52,7 @@ class Processor:
         tsc: The time-stamp counter of the VM.
         msr_exits: Gives the MSRs that are left to the VMM; the same object as long as they are the same.
         executed: Told how many instructions each piece of guest code had, at least 1, as soon as they are executed.
+        cpuid: What CPUID answers until `set_cpuid`.
 
     Attributes:
         engine, context: Its Unicorn engine, and the state in it; others after memory was added.
@@ -71,6 +73,7 @@ class Processor:
         tsc: Callable[[], int],
         msr_exits: Callable[[], tuple[range, ...]],
         executed: Callable[[int], object],
+        cpuid: Sequence[CpuidEntry],
     ) -> None:
         self._memory = memory
         self._wanted_msr_exits = msr_exits
@@ -78,8 +81,8 @@ class Processor:
         self._executed = executed
         self._code = TranslatedCode(memory)
         self.cpuid = Cpuid()
-        self.cpuid.set(supported())
-        self.msrs = Msrs(vcpu_id, tsc, self.cpuid.has_x2apic)
+        self.cpuid.set(cpuid)
+        self.msrs = Msrs(vcpu_id, tsc, self.cpuid)
         self._set_engine(self._new_engine())
         self.kicked = False
         self._completing = False
@@ -91,7 +94,7 @@ class Processor:
         self.msr: tuple[MsrExit, int | None] | None = None
 
     def _new_engine(self) -> Engine:
-        return Engine(self._memory, native(self._msr_exits), self._answer_cpuid, self._on_block)
+        return Engine(self._memory, native(self._msr_exits, self.cpuid), self._answer_cpuid, self._on_block)
 
     def _set_engine(self, engine: Engine) -> None:
         self.engine = engine
@@ -99,6 +102,10 @@ class Processor:
         self._paging = Paging(self.context, self._memory)
         self._delivery = Delivery(self.context, self._paging)
         self._intercepts = Intercepts(self.context, self._paging, self.msrs)
+
+    def set_cpuid(self, entries: Sequence[CpuidEntry]) -> None:
+        self.cpuid.set(entries)
+        self.engine.set_native_msrs(native(self._msr_exits, self.cpuid))
 
     def ready_for_interrupt(self) -> bool:
         """Whether an external interrupt can be injected now."""
@@ -239,7 +246,7 @@ class Processor:
             self.engine.forget_translations()
         if (wanted := self._wanted_msr_exits()) is not self._msr_exits:
             self._msr_exits = wanted
-            self.engine.set_native_msrs(native(self._msr_exits))
+            self.engine.set_native_msrs(native(self._msr_exits, self.cpuid))
 
     def _replace_engine(self) -> None:
         old, engine = self.engine, self._new_engine()
@@ -285,18 +292,19 @@ class Processor:
         return IoExit(access.port, access.size, memoryview(data), access.is_write)
 
     def _event(self, intno: int) -> Exit | None:
-        context, intercepts = self.context, self._intercepts
+        intercepts = self._intercepts
         if intno < vmcb.FIRST_EXIT:
             self._delivery.software(intno, self._software_interrupt_length(intno))
         elif vmcb.EXCEPTION <= intno < vmcb.EXCEPTION + 32:
-            vector = intno - vmcb.EXCEPTION
-            raise GuestFault(vector, context.error_code, self.engine.fault_address if vector == PAGE_FAULT else 0)
+            self._emulators_exception(intno - vmcb.EXCEPTION)
         elif intno == vmcb.WINDOW:
             return _IRQ_WINDOW if self.interrupt is None else None
         elif intno == vmcb.MSR:
-            return self._msr_exit(is_write=context.error_code != 0)
+            return self._msr_exit(is_write=self.context.error_code != 0)
         elif intno == vmcb.RDTSC:
             intercepts.read_tsc()
+        elif intno == vmcb.RDPMC:
+            intercepts.read_performance_counter()
         elif intno == vmcb.WRITE_CR8:
             return _SET_TPR if intercepts.write_cr8() else None
         elif intno in vmcb.REPEATED:
@@ -311,6 +319,13 @@ class Processor:
             raise GuestFault(UD)
         return None
 
+    def _emulators_exception(self, vector: int) -> None:
+        if vector == GP and self._intercepts.is_rdpmc_of_user():
+            self._intercepts.read_performance_counter()
+            return
+        address = self.engine.fault_address if vector == PAGE_FAULT else 0
+        raise GuestFault(vector, self.context.error_code, address)
+
     def _repeat(self, intno: int) -> Exit | None:
         """Let the instruction do what was intercepted."""
         context, cr_writes = self.context, 0
@@ -324,7 +339,7 @@ class Processor:
             context.hflags &= ~c.HF_INHIBIT_IRQ
             context.hflags2 &= ~c.HF2_GIF
         else:
-            self._intercepts.check_control_register()
+            self._intercepts.check_control_register(self.cpuid.cr4)
             cr_writes = vmcb.INTERCEPT_CR_WRITES
         context.intercept_cr_write &= ~cr_writes
         stop = self._execute(1)

@@ -15,8 +15,10 @@ RFLAGS_DEFINED = 0x3F7FD7
 # CR0, CR4, EFER
 CR0_PE, CR0_WP, CR0_NW, CR0_CD, CR0_PG = 1, 1 << 16, 1 << 29, 1 << 30, 1 << 31
 CR0_RESET = 0x60000010
-CR4_PSE, CR4_PAE, CR4_OSFXSR, CR4_OSXSAVE, CR4_SMAP = 1 << 4, 1 << 5, 1 << 9, 1 << 18, 1 << 21
-EFER_LME, EFER_LMA, EFER_NXE, EFER_SVME = 1 << 8, 1 << 10, 1 << 11, 1 << 12
+CR4_TSD, CR4_DE, CR4_PSE, CR4_PAE, CR4_MCE, CR4_PGE, CR4_PCE = (1 << bit for bit in range(2, 9))
+CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_FSGSBASE, CR4_OSXSAVE = 1 << 9, 1 << 10, 1 << 16, 1 << 18
+CR4_SMEP, CR4_SMAP = 1 << 20, 1 << 21
+EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE, EFER_SVME = 1, 1 << 8, 1 << 10, 1 << 11, 1 << 12
 # Flags of a segment, as in the high half of its descriptor
 DESC_ACCESSED, DESC_WRITABLE, DESC_CONFORMING, DESC_CODE = 1 << 8, 1 << 9, 1 << 10, 1 << 11
 DESC_EXPAND_DOWN = 1 << 10
@@ -65,8 +67,14 @@ def get_sregs(context: Context, apic_base: int, injected: int | None) -> Sregs:
     return sregs
 
 
-def set_sregs(context: Context, sregs: Sregs) -> None:
+def set_sregs(context: Context, sregs: Sregs, cr4_defined: int, efer_defined: int) -> None:
     """Set all but `apic_base` and `interrupt_bitmap`.
+
+    Args:
+        context: Where.
+        sregs: What.
+        cr4_defined: The bits of CR4 that the vCPU's CPUID announces.
+        efer_defined: Likewise of EFER.
 
     Raises:
         InvalidArgument: A number does not fit, or they are no state a processor can be in; nothing is changed.
@@ -83,8 +91,10 @@ def set_sregs(context: Context, sregs: Sregs) -> None:
         problem = "long mode without CR4.PAE"
     elif long != bool(efer & EFER_LMA):
         problem = "EFER.LMA does not follow from CR0.PG and EFER.LME"
-    elif efer & EFER_SVME:
-        problem = "EFER.SVME is not offered"
+    elif reserved := cr4 & ~cr4_defined:
+        problem = f"CPUID announces nothing that has the bits {reserved:#x} of CR4"
+    elif reserved := efer & ~(efer_defined | EFER_LMA):
+        problem = f"CPUID announces nothing that has the bits {reserved:#x} of EFER"
     if problem:
         raise InvalidArgument(problem, subject="Unicorn vCPU", argument="sregs", remedy="check CR0, CR4 and EFER")
     segments = [(number, *_segment_to(name, getattr(sregs, name))) for name, number in _SEGMENTS.items()]
@@ -163,6 +173,8 @@ def reset(context: Context) -> None:
             ldt=Segment(type=2, s=0),
             cr0=CR0_RESET,
         ),
+        cr4_defined=0,
+        efer_defined=0,
     )
     reset_debug_registers(context)
 

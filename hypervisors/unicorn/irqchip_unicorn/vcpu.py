@@ -39,7 +39,9 @@ class UnicornVcpu:
         self._id = vcpu_id
         self._subject = f"Unicorn vCPU {vcpu_id}"
         self._virtual_clock = vm.clock if isinstance(vm.clock, VirtualClock) else None
-        self._processor = Processor(vm.memory, vcpu_id, vm.clock.now, lambda: vm.msr_exits, self._executed)
+        self._processor = Processor(
+            vm.memory, vcpu_id, vm.clock.now, lambda: vm.msr_exits, self._executed, vm.supported_cpuid()
+        )
         self._running = threading.Lock()
         self._closed = self._released = False
 
@@ -311,7 +313,8 @@ class UnicornVcpu:
                     argument="sregs",
                     remedy="check its mode, its address, and that CPUID announces x2APIC mode",
                 )
-            state.set_sregs(self._processor.context, sregs)
+            cpuid = self._processor.cpuid
+            state.set_sregs(self._processor.context, sregs, cpuid.cr4, cpuid.efer)
             self._processor.engine.forget_addresses()
             self._processor.msrs.apic_base = sregs.apic_base
             self._processor.interrupt = bitmap.bit_length() - 1 if bitmap else None
@@ -319,4 +322,4 @@ class UnicornVcpu:
     def set_cpuid(self, entries: Sequence[CpuidEntry]) -> None:
         """Say what CPUID shall answer, before the first `run`."""
         with self._use():
-            self._processor.cpuid.set(entries)
+            self._processor.set_cpuid(entries)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable
 from typing import Self
 
-from irqchip_core.clock import Clock, MonotonicClock
+from irqchip_core.clock import Clock, MonotonicClock, VirtualClock
 from irqchip_core.errors import Closed, HypervisorError, InvalidArgument, Unsupported
 from irqchip_core.x86.registers import CpuidEntry
 from irqchip_unicorn import cpuid
@@ -129,9 +129,9 @@ class UnicornVm:
             self._vcpus.pop(vcpu.id, None)
 
     def supported_cpuid(self) -> list[CpuidEntry]:
-        """What CPUID can truthfully answer; new records each time."""
+        """What CPUID can truthfully answer; new records each time. In virtual time there are no random numbers."""
         self._check_open()
-        return cpuid.supported()
+        return cpuid.supported(repeatable=isinstance(self.clock, VirtualClock))
 
     def close(self) -> None:
         """Close the vCPUs, as `UnicornVcpu.close` does, and the VM. Closing twice is harmless.
