@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from unittest import mock
+
 import pytest
 from typing_extensions import override
 
-from irqchip_core.bus import Access, BusDevice
-from irqchip_core.clock import Clock
+from irqchip_core.bus import Access, Bus, BusDevice
+from irqchip_core.clock import Clock, VirtualClock
+from irqchip_core.x86.state import PitChannelState, PitRwMode, PitState
 from irqchip_vmm import Machine, Outcome, load_file
+from irqchip_vmm.devices.speaker import SpeakerPort
 from tests.guests.assemble import GUESTS
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -62,6 +67,44 @@ def test_counter_2_is_exact_in_virtual_time() -> None:
     time = calibrate(names, deterministic=True)
     assert PULSES_NS < time < PULSES_NS + 5_000  # a pulse to load the count, and a round of the guest's loop
     assert calibrate(names, deterministic=True) == time
+
+
+@pytest.mark.kvm
+def test_the_vmm_has_port_0x61_for_a_chip_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("irqchip_kvm_kernel.chip.PIT_SPEAKER_DUMMY", 0)
+    times = [calibrate(("kvm_kernel", "kvm")) for _ in range(3)]
+    assert PULSES_NS <= min(times) < 1.5 * PULSES_NS
+
+
+def test_the_vmm_s_gate_of_counter_2_stops_it() -> None:
+    """As GRUB waits: the count is written while the gate is low."""
+    clock = VirtualClock(5 * PULSES_NS)
+    counter = PitChannelState(count=0x8000, rw_mode=PitRwMode.BOTH, count_load_time=clock.now())
+    state = PitState([PitChannelState(), PitChannelState(), counter])
+    bus = Bus()
+    bus.insert(SpeakerPort(mock.Mock(get_pit=lambda: copy.deepcopy(state)), clock), 0x61, 1)
+
+    def seen() -> int:
+        return (bus.read(0x61, 1) or 0) & (GATE | SPEAKER | OUTPUT)
+
+    clock.advance(10 * PULSES_NS)
+    bus.write(0x61, 1, SPEAKER)
+    assert seen() == SPEAKER
+    bus.write(0x61, 1, GATE)
+    clock.advance(PULSES_NS // 2)
+    assert seen() == GATE
+    bus.write(0x61, 1, 0)
+    clock.advance(10 * PULSES_NS)
+    assert seen() == 0
+    bus.write(0x61, 1, GATE)
+    clock.advance(PULSES_NS // 2 - 2000)
+    assert seen() == GATE
+    clock.advance(4000)
+    assert seen() == GATE | OUTPUT
+    counter.count_load_time = clock.now()  # the guest writes the count again
+    assert seen() == GATE
+    clock.advance(PULSES_NS + 2000)
+    assert seen() == GATE | OUTPUT
 
 
 MSR = 0xB0  # CTS, DSR and DCD, as nothing is connected

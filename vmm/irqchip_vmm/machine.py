@@ -32,10 +32,11 @@ from irqchip_core.vcpu import VcpuX86_64, Vm
 from irqchip_core.vcpu_loop import VcpuLoop, VcpuThread, stop_vcpus
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.cpuid import MAX_XAPIC_ID, vcpu_cpuid
+from irqchip_core.x86.pit import SPEAKER_PORT
 from irqchip_core.x86.reset import connect_local_interrupts
 from irqchip_vmm import vcpu_end
 from irqchip_vmm.device_loop import DeviceLoop, Timer
-from irqchip_vmm.devices import debug_exit, generator, i8042, rtc, uart
+from irqchip_vmm.devices import debug_exit, generator, i8042, rtc, speaker, uart
 from irqchip_vmm.ending import End, Ending, Outcome, RunResult, ctrl_c_later
 from irqchip_vmm.interrupts import EdgeIrq, LevelIrq, MsiIrq
 from irqchip_vmm.loaders.image import Image
@@ -171,6 +172,8 @@ class Machine:
         self.generator = generator.InterruptGenerator(self, self._loop, self.memory, self.vcpu_count)
         self.add_device(self.generator, mmio=generator.GENERATOR_BASE, length=generator.GENERATOR_LENGTH)
         self.add_device(i8042.I8042(self._reset), port=i8042.I8042_PORT, length=i8042.I8042_LENGTH)
+        if not self.chip.pit_uses_speaker_port():
+            self.add_device(speaker.SpeakerPort(self.chip, self.vm.clock), port=SPEAKER_PORT)
         rtc_irq = self.edge_irq(rtc.RTC_GSI, name="rtc", device_id=PlatformDeviceId.CMOS)
         wall_time = None if self.virtual_clock is None else VIRTUAL_WALL_TIME
         self.rtc = rtc.Rtc(rtc_irq.trigger, self._loop, wall_time=wall_time, memory_size=self.memory.size)

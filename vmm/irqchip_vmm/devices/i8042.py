@@ -4,7 +4,7 @@
     0x64 (WO)  command
            0xF0-0xFF   pulse the output lines 0-3 whose bit is 0; line 0 is the processor's reset
 
-No keyboard, no mouse, no A20 gate, no interrupts. Port 0x61 is the PIT's.
+No keyboard, no mouse, no A20 gate, no interrupts.
 """
 
 from __future__ import annotations
