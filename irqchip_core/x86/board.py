@@ -18,7 +18,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping
 
-from irqchip_core.arguments import check_int, check_type
 from irqchip_core.bus import Bus
 from irqchip_core.clock import Clock
 from irqchip_core.event_table import EventSlot, EventTable
@@ -48,6 +47,7 @@ from irqchip_core.x86.msi import Message, decode_msi
 from irqchip_core.x86.pic import CASCADE, Pic
 from irqchip_core.x86.pit import Pit
 from irqchip_core.x86.state import IOAPIC_BASE, IoapicState, PicSelect, PicState, PitState
+from irqchip_core.x86.state_checks import check_ioapic, check_pic, check_pit, check_select
 
 TIMER_GSI = 0
 TIMER_SOURCE = IrqEventSource(PlatformDeviceId.PIT, 0, "userspace PIT")
@@ -415,16 +415,12 @@ class Board:
     # State
 
     def get_pic_state(self, select: PicSelect) -> PicState:
-        self._check_select(select)
+        check_select(select, subject=self.name)
         with self.lock:
             return self.pic.state(select)
 
-    def _check_select(self, select: PicSelect) -> None:
-        check_int(select, PicSelect.PRIMARY, PicSelect.SECONDARY, subject=self.name, argument="select")
-
     def set_pic_state(self, select: PicSelect, state: PicState) -> None:
-        self._check_select(select)
-        check_type(state, PicState, subject=self.name, argument="state")
+        check_pic(state, select, subject=self.name)
         with self.lock:
             states = [self.pic.state(PicSelect.PRIMARY), self.pic.state(PicSelect.SECONDARY)]
             states[select] = state
@@ -438,7 +434,7 @@ class Board:
             return self.ioapic.state(self.clock.now())
 
     def set_ioapic_state(self, state: IoapicState) -> None:
-        check_type(state, IoapicState, subject=self.name, argument="state")
+        check_ioapic(state, self.ioapic.pins, subject=self.name)
         with self.ioapic_lock:
             self.ioapic.set_state(state, self.clock.now())
             self._entries_changed()
@@ -467,7 +463,7 @@ class Board:
             return self.pit.state(self.clock.now())
 
     def set_pit(self, state: PitState) -> None:
-        check_type(state, PitState, subject=self.name, argument="state")
+        check_pit(state, subject=self.name)
         with self.lock:
             self.pit = Pit.from_state(state, self.clock.now())
             self.pit_written()

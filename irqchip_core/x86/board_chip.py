@@ -208,6 +208,8 @@ class BoardChip(IrqChipX86_64):
     def service_irq(self, irq: int, level: bool) -> None:
         self._check_open()
         self._check_gsi(irq)
+        if level is not True and level is not False:
+            check_type(level, bool, subject=self.name, argument="level")
         self._board.service_irq(irq, level)
 
     @override

@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
-from irqchip_core.arguments import check_type
+from irqchip_core.arguments import check_int, check_type
 from irqchip_core.chip import IrqChip, IrqChipCap
-from irqchip_core.errors import InvalidArgument
 from irqchip_core.exits import MsrExit
-from irqchip_core.vcpu import VcpuX86_64
+from irqchip_core.vcpu import Vcpu, VcpuX86_64
 from irqchip_core.x86.counters import ChipCounters
 from irqchip_core.x86.state import ChipSnapshot, IoapicState, LapicState, PicSelect, PicState, PitState
+from irqchip_core.x86.state_checks import check_snapshot
 
 
 class IrqChipX86_64(IrqChip):  # noqa: N801
@@ -23,7 +23,11 @@ class IrqChipX86_64(IrqChip):  # noqa: N801
 
     @abstractmethod
     def set_pic_state(self, select: PicSelect, state: PicState) -> None:
-        """Set the state of one 8259."""
+        """Set the state of one 8259.
+
+        Raises:
+            WrongType, InvalidArgument: `state_checks.check_pic` refuses it. Nothing has changed, here as below.
+        """
 
     @abstractmethod
     def get_ioapic_state(self) -> IoapicState:
@@ -31,7 +35,11 @@ class IrqChipX86_64(IrqChip):  # noqa: N801
 
     @abstractmethod
     def set_ioapic_state(self, state: IoapicState) -> None:
-        """Set the state of the IOAPIC."""
+        """Set the state of the IOAPIC.
+
+        Raises:
+            WrongType, InvalidArgument: `state_checks.check_ioapic` refuses it.
+        """
 
     @abstractmethod
     def get_lapic_state(self, vcpu_id: int) -> LapicState:
@@ -43,9 +51,10 @@ class IrqChipX86_64(IrqChip):  # noqa: N801
 
     @abstractmethod
     def set_lapic_state(self, vcpu_id: int, state: LapicState) -> None:
-        """Set the state of a local APIC; its timer restarts from the initial count.
+        """Set the state of a local APIC; its timer goes on from the current count.
 
         Raises:
+            WrongType, InvalidArgument: `state_checks.check_lapic` refuses it.
             UnknownVcpu: Out of range, or not added.
         """
 
@@ -55,7 +64,11 @@ class IrqChipX86_64(IrqChip):  # noqa: N801
 
     @abstractmethod
     def set_pit(self, state: PitState) -> None:
-        """Set the state of the 8254."""
+        """Set the state of the 8254, which counts from then on.
+
+        Raises:
+            WrongType, InvalidArgument: `state_checks.check_pit` refuses it.
+        """
 
     @abstractmethod
     def lapic_frequency(self) -> int:
@@ -85,6 +98,8 @@ class IrqChipX86_64(IrqChip):  # noqa: N801
         Returns:
             False if it is no MSR of this chip's; then nothing was done.
         """
+        check_type(vcpu, Vcpu, subject=self.name, argument="vcpu")
+        check_type(access, MsrExit, subject=self.name, argument="access")
         return False
 
     @abstractmethod
@@ -106,7 +121,7 @@ class IrqChipX86_64(IrqChip):  # noqa: N801
 
     def snapshot(self, vcpu_count: int) -> ChipSnapshot:
         """All state, while vCPUs and devices are stopped. Any error of a getter is raised."""
-        check_type(vcpu_count, int, subject=self.name, argument="vcpu_count")
+        check_int(vcpu_count, 0, (1 << 32) - 1, subject=self.name, argument="vcpu_count")
         return ChipSnapshot(
             ioapic=self.get_ioapic_state(),
             lapics=[self.get_lapic_state(vcpu_id) for vcpu_id in range(vcpu_count)],
@@ -122,35 +137,29 @@ class IrqChipX86_64(IrqChip):  # noqa: N801
     def restore(self, snapshot: ChipSnapshot, vcpu_count: int) -> None:
         """Set all state.
 
-        A snapshot of another size or backend, and a vCPU that was not added, are found before anything changes.
-        After that the first error, as of a value that no controller can have, stops the rest.
+        Every record is checked whole before anything changes. After that the first error of a hypervisor stops all.
 
         Raises:
-            InvalidArgument: The snapshot is not one of `vcpu_count` vCPUs, or not one of such a chip.
+            WrongType, InvalidArgument: The snapshot is not one of `vcpu_count` vCPUs, or not one of such a chip, or
+                something in it is what no controller can have.
             UnknownVcpu: A vCPU was not added.
         """
-        check_type(snapshot, ChipSnapshot, subject=self.name, argument="snapshot")
-        check_type(vcpu_count, int, subject=self.name, argument="vcpu_count")
-        mp_states = vcpu_count if self.check_capability(IrqChipCap.MP_STATE_GET_SET) else 0
-        for what, found, expected in (
-            ("local APICs", len(snapshot.lapics), vcpu_count),
-            ("MP states", len(snapshot.mp_states), mp_states),
-            ("pins", len(snapshot.ioapic.redirect_table), len(self.get_ioapic_state().redirect_table)),
-        ):
-            if found != expected:
-                raise InvalidArgument(
-                    f"it has {found} {what}, not {expected}",
-                    subject=self.name,
-                    argument="snapshot",
-                    remedy="restore into a machine with as many as the saved one has",
-                )
+        check_snapshot(
+            snapshot,
+            vcpu_count,
+            pins=len(self.get_ioapic_state().redirect_table),
+            mp_states=self.check_capability(IrqChipCap.MP_STATE_GET_SET),
+            x2apic=self.check_capability(IrqChipCap.X2APIC),
+            subject=self.name,
+        )
         self.check_chip_specific(snapshot.chip_specific, vcpu_count)
         for vcpu_id in range(vcpu_count):
             self.get_lapic_state(vcpu_id)  # raises if the vCPU is missing
         self.restore_chip_specific(snapshot.chip_specific)  # the routes first: they say whose line a pin's level is
         self.set_pit(snapshot.pit)
-        self.set_pic_state(PicSelect.PRIMARY, snapshot.pic_primary)
+        # The secondary first: its output is an edge for the primary, which the primary's record has seen already.
         self.set_pic_state(PicSelect.SECONDARY, snapshot.pic_secondary)
+        self.set_pic_state(PicSelect.PRIMARY, snapshot.pic_primary)
         self.set_ioapic_state(snapshot.ioapic)
         for vcpu_id, lapic in enumerate(snapshot.lapics):
             self.set_lapic_state(vcpu_id, lapic)

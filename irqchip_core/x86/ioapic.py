@@ -18,7 +18,15 @@ from irqchip_core.errors import InvalidArgument
 from irqchip_core.routes import IOAPIC_PINS
 from irqchip_core.x86.effects import Effects, Resample, WakeAt
 from irqchip_core.x86.msi import DELIVERY_MODE_MASK, LOWEST_PRIORITY, VECTOR_MASK, Message, decode_redirection_entry
-from irqchip_core.x86.state import IOAPIC_BASE, IoapicState
+from irqchip_core.x86.state import (
+    IOAPIC_BASE,
+    MAXIMUM_PINS,
+    NARROW_SELECTOR_PINS,
+    STORM_DELAY,
+    STORM_EOIS,
+    IoapicState,
+)
+from irqchip_core.x86.state_checks import check_ioapic, check_record
 
 # Registers in memory
 IOREGSEL = 0x00  # (RW) bits 0-7 select what IOWIN shows
@@ -47,13 +55,6 @@ ENTRY_RESET = MASKED
 VERSION_82093AA = 0x11
 VERSION_ICH = 0x20
 """From this version on there is an EOI register."""
-MAXIMUM_PINS = 240
-_WIDE_SELECTOR_PINS = 120  # what 8 bits of IOREGSEL reach; more pins get a selector of 9 bits
-
-STORM_EOIS = 10_000
-"""EOIs in a row that find the line still asserted, after which the next interrupt waits (as in KVM)."""
-STORM_DELAY = 10_000_000
-"""How long it waits, in nanoseconds."""
 
 # What became of a line change, with the numbers of KVM_IRQ_LINE_STATUS.
 IGNORED = -1  # masked, or nothing new
@@ -121,7 +122,7 @@ class Ioapic:
         self.version = version
         self.electrical = electrical
         self.resample_pins = 0
-        self._select_mask = 0xFF if pins <= _WIDE_SELECTOR_PINS else 0x1FF
+        self._select_mask = 0xFF if pins <= NARROW_SELECTOR_PINS else 0x1FF
         self.reset()
 
     def reset(self) -> None:
@@ -363,26 +364,20 @@ class Ioapic:
     def set_state(self, state: IoapicState, now: int) -> None:
         """Become what `state` says. Nothing is sent; `wake_at` tells when to call `expire`.
 
-        Read-only and reserved bits that make no sense are dropped. A pin that should have interrupted
+        Reserved bits are dropped, and remote IRR of an edge-triggered entry. A pin that should have interrupted
         already (KVM can save one so) does at the next `expire`.
 
         Raises:
-            InvalidArgument: It is the state of an IOAPIC with another number of pins.
+            InvalidArgument: It is not the state of an IOAPIC, or of one with another number of pins.
         """
-        if len(state.redirect_table) != self.pins:
-            raise InvalidArgument(
-                f"it has {len(state.redirect_table)} pins, not {self.pins}",
-                subject="Ioapic",
-                argument="state",
-                remedy="restore into an IOAPIC with as many pins as the saved one",
-            )
-        self._select = state.ioregsel & self._select_mask
-        self._id = state.ioapicid & ID_MASK
-        self._lines = state.current_interrupt_level_bitmap & (1 << self.pins) - 1
-        self._storming = state.held_back & (1 << self.pins) - 1
+        check_ioapic(state, self.pins, subject="Ioapic")
+        self._select = state.ioregsel
+        self._id = state.ioapicid
+        self._lines = state.current_interrupt_level_bitmap
+        self._storming = state.held_back
         self.wake_at = None if state.held_back_for is None else now + state.held_back_for
         for pin, entry in enumerate(state.redirect_table):
-            self._eois[pin] = min(state.successive_eois.get(pin, 0), STORM_EOIS - 1)
+            self._eois[pin] = state.successive_eois.get(pin, 0)
             entry &= ENTRY_WRITABLE_MASK | REMOTE_IRR
             if not entry & TRIGGER_LEVEL:
                 entry &= ~REMOTE_IRR
@@ -398,6 +393,7 @@ class Ioapic:
         cls, state: IoapicState, now: int, version: int = VERSION_ICH, *, electrical: bool = False
     ) -> Ioapic:
         """An IOAPIC that goes on where the saved one was. Raises `InvalidArgument` as `set_state` does."""
+        check_record(state, IoapicState, subject="Ioapic", argument="state")
         ioapic = cls(len(state.redirect_table), version, electrical=electrical)
         ioapic.set_state(state, now)
         return ioapic

@@ -117,18 +117,14 @@ def lapic_from_kvm(data: bytes | bytearray | memoryview) -> LapicState:
 
 
 def pit_to_kvm(state: PitState) -> bytes:
-    """112 bytes of struct kvm_pit_state2.
-
-    The kernel keeps only the low byte of a half-written reload value (write_latch), so a `reload_value`
-    above 255 does not survive; `count` does.
-    """
+    """112 bytes of struct kvm_pit_state2."""
     if len(state.channels) != 3:
         raise InvalidArgument(f"a PIT has 3 channels, not {len(state.channels)}", argument="channels")
     channels = b"".join(
         _pack(
             _PIT_CHANNEL, "PitChannelState",
-            c.count, c.latched_count, c.count_latched, c.status_latched, c.status, c.read_state, c.write_state,
-            c.reload_value & 0xFF, c.rw_mode, c.mode, c.bcd, c.gate, c.count_load_time,
+            c.count, c.latched_count, c.count_latched, c.status_latched, c.status, c.read_state or c.rw_mode,
+            c.write_state or c.rw_mode, c.reload_value, c.rw_mode, c.mode, c.bcd, c.gate, c.count_load_time,
         )
         for c in state.channels
     )  # fmt: skip
@@ -148,7 +144,7 @@ def pit_from_kvm(data: bytes | bytearray | memoryview) -> PitState:
                 status=v[4],
                 read_state=_known(PitRwState, v[5]),
                 write_state=_known(PitRwState, v[6]),
-                reload_value=v[7],
+                reload_value=v[7] if v[6] == PitRwState.WORD1 else 0,  # write_latch stays when it was used
                 rw_mode=_known(PitRwMode, v[8]),
                 mode=v[9],
                 bcd=bool(v[10]),

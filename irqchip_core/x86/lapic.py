@@ -11,7 +11,8 @@ from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86.lapic_access import READERS, LapicAccess
 from irqchip_core.x86.lapic_events import NO_EVENTS, PendingEvents
 from irqchip_core.x86.msi import ICR_DELIVERY_STATUS
-from irqchip_core.x86.state import LAPIC_REGISTERS, LapicState
+from irqchip_core.x86.state import LapicState
+from irqchip_core.x86.state_checks import check_lapic
 
 _WORD = 0xFFFFFFFF
 _COMPUTED = (
@@ -58,18 +59,20 @@ class Lapic(LapicAccess):
         """Become what `state` says, and go on from there; `wake_at` tells when to call `expire`.
 
         `tsc` is the guest's time-stamp counter at `now`. The id stays, and bits that cannot be set are
-        dropped. A record that came from KVM has no `apic_base`: the mode stays, too.
+        dropped. Without `apic_base` the mode stays, too.
 
         Raises:
-            InvalidArgument: Its `apic_base` is impossible.
+            InvalidArgument: It is no state of this local APIC.
         """
-        regs = (state.regs + [0] * LAPIC_REGISTERS)[:LAPIC_REGISTERS]
+        subject = f"Lapic {self.apic_id}"
+        check_lapic(state, self.apic_id, x2apic=self._base_reserved & reg.APIC_BASE_EXTD == 0, subject=subject)
+        regs = state.regs
         base = self.apic_base if state.apic_base is None else state.apic_base
-        if base & self._base_reserved or base & (reg.APIC_BASE_EN | reg.APIC_BASE_EXTD) == reg.APIC_BASE_EXTD:
+        if base & self._base_reserved:
             raise InvalidArgument(
-                f"{base:#x} is no value of IA32_APIC_BASE here",
-                subject=f"Lapic {self.apic_id}",
-                argument="state",
+                f"{base:#x} is beyond the physical addresses here",
+                subject=subject,
+                argument="state.apic_base",
                 remedy="restore into a local APIC with the features of the saved one",
             )
         self.set_base(base)
@@ -86,9 +89,9 @@ class Lapic(LapicAccess):
         legal = ~0xFFFF  # vectors 0-15 are never requested
         self.irr, self.isr, self.tmr = (_join(regs, first) & legal for first in (reg.IRR, reg.ISR, reg.TMR))
         self._esr = regs[reg.ESR >> 4] & 0xFF
-        self._errors = state.pending_errors & 0xFF
+        self._errors = state.pending_errors
         self.set_tpr(regs[reg.TPR >> 4])
-        self.lint_levels = state.lint_levels & 3
+        self.lint_levels = state.lint_levels
         events = PendingEvents(state.nmis, state.smi, state.init, state.startup_vector, state.extint)
         self.events = NO_EVENTS if events == NO_EVENTS else events
         self._restore_timer(regs, state, now, tsc)
@@ -99,10 +102,7 @@ class Lapic(LapicAccess):
         timer.set_divide(regs[reg.TIMER_DIVIDE >> 4], now)
         timer.set_mode(self._regs[reg.LVT_TIMER >> 4] >> reg.LVT_TIMER_MODE_SHIFT, now)
         initial, current = regs[reg.TIMER_INITIAL_COUNT >> 4], regs[reg.TIMER_CURRENT_COUNT >> 4]
-        elapsed = state.timer_elapsed
-        if state.apic_base is None and (current or timer.mode == reg.PERIODIC):
-            elapsed = timer.elapsed_at(initial, min(current, initial))
-        timer.restore(initial, elapsed, state.tsc_deadline, now, tsc)
+        timer.restore(initial, current, state.timer_elapsed, state.tsc_deadline, now, tsc)
 
     @classmethod
     def from_state(

@@ -167,21 +167,29 @@ class LapicTimer:
         """Time since the count was the initial one, in 10**-9 input cycles; None if the timer stands still."""
         return now * self.hz - self._origin if self.running else None
 
-    def restore(self, initial_count: int, elapsed: int | None, deadline: int, now: int, tsc: int) -> None:
-        """Go on as saved. Mode and divider are to be set before."""
+    def restore(
+        self, initial_count: int, current_count: int, elapsed: int | None, deadline: int, now: int, tsc: int
+    ) -> None:
+        """Go on as saved: at `elapsed`, if that is within this current count. Mode and divider are to be set before.
+
+        A count of 0 is that of a timer that stands still, unless `elapsed` says that it has just run out, or of a
+        periodic one.
+        """
         self.initial_count = 0 if self.mode == TSC_DEADLINE else initial_count
-        self.running = elapsed is not None and self.initial_count != 0 and self.mode in (ONE_SHOT, PERIODIC)
-        if elapsed is not None:
-            self._origin = now * self.hz - elapsed
+        self.running = self.initial_count != 0 and self.mode in (ONE_SHOT, PERIODIC)
+        if self.running:
+            if elapsed is not None:
+                self._origin = now * self.hz - elapsed
+            if elapsed is None or self.current_count(now) != current_count:
+                self.running = current_count != 0 or self.mode == PERIODIC
+                # A full period is left of a periodic timer at 0, as in KVM.
+                left = min(current_count, initial_count) or initial_count
+                self._origin = now * self.hz - (initial_count - left) * self._tick
         self.tsc_deadline = deadline if self.mode == TSC_DEADLINE else 0
         if self.mode == TSC_DEADLINE:
             self._schedule_deadline(now, tsc)
         else:
             self._schedule(now)
-
-    def elapsed_at(self, initial_count: int, count: int) -> int:
-        """What `elapsed` is when the current count has just become `count`."""
-        return (initial_count - count) * self._tick
 
 
 def _divide_shift(register: int) -> int:

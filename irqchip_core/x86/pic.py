@@ -13,15 +13,14 @@ Left out, as in every PC chipset: MCS-80/85 mode, buffered mode, and ICW3 (the w
 from __future__ import annotations
 
 from irqchip_core.errors import InvalidArgument
-from irqchip_core.x86.state import PicInitState, PicSelect, PicState
+from irqchip_core.x86.state import ELCR_MASKS, PicInitState, PicSelect, PicState
+from irqchip_core.x86.state_checks import check_pic
 
 # Ports of the primary and the secondary
 COMMAND_PORTS = (0x20, 0xA0)
 DATA_PORTS = (0x21, 0xA1)
 ELCR_PORTS = (0x4D0, 0x4D1)
 
-ELCR_MASKS = (0xF8, 0xDE)
-"""Lines that may be level-triggered: not 0, 1, 2 (timer, keyboard, cascade), 8 and 13 (clock, coprocessor)."""
 CASCADE = 2
 """The primary's input that the secondary drives."""
 SPURIOUS = 7
@@ -80,18 +79,18 @@ class _Controller:
         self.isr = state.isr
         self.priority_add = state.priority_add
         self.ranks = _RANKS[state.priority_add]
-        self.irq_base = state.irq_base & ICW2_BASE
-        self.read_isr = bool(state.read_reg_select)
-        self.poll = bool(state.poll)
-        self.special_mask = bool(state.special_mask)
+        self.irq_base = state.irq_base
+        self.read_isr = state.read_reg_select
+        self.poll = state.poll
+        self.special_mask = state.special_mask
         self.init_state = int(state.init_state)
-        self.auto_eoi = bool(state.auto_eoi)
-        self.rotate_on_auto_eoi = bool(state.rotate_on_auto_eoi)
-        self.special_fully_nested = bool(state.special_fully_nested_mode)
-        self.use_4_byte_icw = bool(state.use_4_byte_icw)
-        self.single_mode = bool(state.single_mode)
-        self.level_triggered = bool(state.level_triggered)
-        self.elcr = state.elcr & elcr_mask
+        self.auto_eoi = state.auto_eoi
+        self.rotate_on_auto_eoi = state.rotate_on_auto_eoi
+        self.special_fully_nested = state.special_fully_nested_mode
+        self.use_4_byte_icw = state.use_4_byte_icw
+        self.single_mode = state.single_mode
+        self.level_triggered = state.level_triggered
+        self.elcr = state.elcr
         self.level = 0xFF if self.level_triggered else self.elcr  # lines whose request is their level
 
     def state(self) -> PicState:
@@ -179,6 +178,9 @@ class Pic:
         "interrupt_requested",
     )  # fmt: skip
 
+    interrupt_requested: bool
+    _line: int
+
     def __init__(self) -> None:
         self.ended = 0
         self.event_lines = 0
@@ -190,20 +192,10 @@ class Pic:
         """A pair that goes on where the one of these records was.
 
         Raises:
-            InvalidArgument: A register does not fit in 8 bits, or the priority in 3.
+            InvalidArgument: One is no record of its 8259A.
         """
-        for argument, state in (("primary", primary), ("secondary", secondary)):
-            for name, limit in (
-                ("last_irr", 0xFF), ("irr", 0xFF), ("imr", 0xFF), ("isr", 0xFF), ("irq_base", 0xFF), ("elcr", 0xFF),
-                ("priority_add", 7), ("init_state", _ICW4),
-            ):  # fmt: skip
-                if not 0 <= getattr(state, name) <= limit:
-                    raise InvalidArgument(
-                        f"{name} is {getattr(state, name)}",
-                        subject="PIC",
-                        argument=argument,
-                        remedy=f"give a value from 0 to {limit}",
-                    )
+        check_pic(primary, PicSelect.PRIMARY, subject="PIC", argument="primary")
+        check_pic(secondary, PicSelect.SECONDARY, subject="PIC", argument="secondary")
         pic = cls()
         pic._load(primary, secondary)
         return pic
@@ -212,10 +204,10 @@ class Pic:
         self._primary = _Controller(CASCADE, ELCR_MASKS[0], primary)
         self._secondary = _Controller(-1, ELCR_MASKS[1], secondary)
         self._chips = (self._primary, self._secondary)
-        # The level of the wire between the two. It is what the secondary's INT is, so no record holds it.
-        self._cascade = self._secondary.deliverable() >= 0
-        self._line = self._primary.deliverable()  # the primary's line that INT stands for, or -1
-        self.interrupt_requested = self._line >= 0
+        # The level of the wire between the two. It is what the secondary's INT is, whatever the primary saw last: KVM
+        # lowers it at once after each edge, and one of the two records may be new.
+        self._cascade = bool(primary.last_irr & _CASCADE_BIT)
+        self._update()
 
     def state(self, select: PicSelect) -> PicState:
         """State of one 8259A. Both are all there is to save, once `ended` is taken."""

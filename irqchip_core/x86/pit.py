@@ -9,9 +9,9 @@ Left out: the NMI bits of port 0x61 read 0.
 
 from __future__ import annotations
 
-from irqchip_core.errors import InvalidArgument
 from irqchip_core.x86.pit_counter import CONTROL_ACCESS_SHIFT, CONTROL_SELECT_SHIFT, Counter
-from irqchip_core.x86.state import PitRwState, PitState
+from irqchip_core.x86.state import KVM_PIT_FLAGS_SPEAKER_DATA_ON, PIT_WIRED_GATES, PitState
+from irqchip_core.x86.state_checks import check_pit
 
 FREQUENCY = 1_193_182
 """CLK in Hz."""
@@ -30,8 +30,6 @@ SPEAKER_REFRESH = 0x10  # toggles at each refresh of the memory
 SPEAKER_OUTPUT = 0x20
 REFRESH_PULSES = 18
 """CLK pulses between two memory refreshes, 15 microseconds."""
-
-KVM_PIT_FLAGS_SPEAKER_DATA_ON = 0x2
 
 _SECOND = 1_000_000_000
 
@@ -56,7 +54,7 @@ class Pit:
     def __init__(self, now: int = 0) -> None:
         self._origin = now
         self._tick = 0
-        self._counters = [Counter(True), Counter(True), Counter(False)]
+        self._counters = [Counter(gate) for gate in PIT_WIRED_GATES]
         self._speaker_data = False
         self.ignored = 0
 
@@ -64,16 +62,17 @@ class Pit:
     def from_state(cls, state: PitState, now: int) -> Pit:
         """A timer that goes on at `now`, on any clock, where the one of this record was.
 
-        Counters of a record of KVM's start their count anew, as they do in KVM_SET_PIT2.
+        Counters of a record of KVM's, and those whose count or mode was changed in the record, start their count anew,
+        as all do in KVM_SET_PIT2.
 
         Raises:
             InvalidArgument: The record is not one of an 8254.
         """
-        _check(state)
+        check_pit(state, subject="PIT")
         pit = cls(now - state.age)
         pit._tick = state.age * FREQUENCY // _SECOND
         pit._counters = [Counter.from_state(channel, pit._tick) for channel in state.channels]
-        pit._speaker_data = bool(state.flags & KVM_PIT_FLAGS_SPEAKER_DATA_ON)
+        pit._speaker_data = state.flags & KVM_PIT_FLAGS_SPEAKER_DATA_ON != 0
         return pit
 
     def state(self, now: int) -> PitState:
@@ -192,38 +191,3 @@ class Pit:
             counter.set_control(value)
         else:
             counter.latch_count()
-
-
-def _check(state: PitState) -> None:
-    """Refuse what is no record of an 8254."""
-    problem = None
-    if len(state.channels) != 3:
-        problem = f"it has {len(state.channels)} channels, not 3"
-    elif state.age < 0:
-        problem = f"its age is {state.age}"
-    for number, channel in enumerate(state.channels):
-        fields: list[tuple[str, int, int | None]] = [
-            ("count", channel.count, 0x10000),
-            ("latched_count", channel.latched_count, 0xFFFF),
-            ("status", channel.status, 0xFF),
-            ("reload_value", channel.reload_value, 0xFFFF),
-            ("mode", channel.mode, 0xFF),
-            ("rw_mode", channel.rw_mode, 3),
-            ("count_latched", channel.count_latched, PitRwState.WORD1),
-            ("read_state", channel.read_state, PitRwState.WORD1),
-            ("write_state", channel.write_state, PitRwState.WORD1),
-        ]
-        if channel.counting is not None:
-            fields += [
-                ("control", channel.counting.control, 0x3F),
-                ("count_register", channel.counting.count_register, 0xFFFF),
-                ("element", channel.counting.element, 0xFFFF),
-                ("elapsed", channel.counting.elapsed, None),
-                ("rising_edges", channel.counting.rising_edges, None),
-                ("write_latch", channel.counting.write_latch, 0xFF),
-            ]
-        for name, value, limit in fields:
-            if value < 0 or (limit is not None and value > limit):
-                problem = f"{name} of channel {number} is {value}"
-    if problem:
-        raise InvalidArgument(problem, subject="PIT", argument="state", remedy="give a record that state() made")

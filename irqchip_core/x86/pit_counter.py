@@ -8,7 +8,7 @@ A count of 1 is illegal in modes 2 and 3. Here OUT then stays high in mode 2, an
 
 from __future__ import annotations
 
-from irqchip_core.x86.state import PitChannelState, PitCounting, PitRwMode, PitRwState
+from irqchip_core.x86.state import MODE_UNKNOWN, PitChannelState, PitCounting, PitRwMode, PitRwState
 
 CONTROL_BCD = 0x01
 CONTROL_MODE_SHIFT = 1  # 3 bits
@@ -16,8 +16,6 @@ CONTROL_ACCESS_SHIFT = 4  # 2 bits: a PitRwMode; 0 is the counter latch command
 CONTROL_SELECT_SHIFT = 6  # 2 bits: the counter, or read-back
 STATUS_OUTPUT = 0x80
 STATUS_NULL_COUNT = 0x40
-MODE_UNKNOWN = 0xFF
-"""The mode in a record of a counter that had no control word yet, as in KVM's."""
 
 _LSB, _MSB, _WORD0, _WORD1 = (int(state) for state in PitRwState if state)
 _SHIFTS = (0, 0, 8, 0, 8)
@@ -52,6 +50,18 @@ def _subtract(count: int, pulses: int, bcd: bool) -> int:
     return result
 
 
+def _mode(control: int) -> int:
+    mode = control >> CONTROL_MODE_SHIFT & 7
+    return mode & 3 if mode > 5 else mode  # 6 and 7 are 2 and 3
+
+
+def _is_of(counting: PitCounting, channel: PitChannelState) -> bool:
+    """Whether it is that of the control word and the count that the channel has."""
+    control = counting.control
+    found = (_mode(control), control >> CONTROL_ACCESS_SHIFT, control & CONTROL_BCD, counting.count_register)
+    return found == (channel.mode, channel.rw_mode, channel.bcd, channel.count & 0xFFFF)
+
+
 class Counter:
     """One counter, as it is after CLK pulse `tick`.
 
@@ -59,9 +69,31 @@ class Counter:
     """
 
     __slots__ = (
-        "access", "armed", "bcd", "control", "count_register", "count_written", "elapsed", "element", "gate",
-        "latch", "latch_state", "length", "load", "mode", "null_count", "output", "read_state", "rising_edges",
-        "running", "status", "status_latched", "tick", "write_latch", "write_state",
+        "access",
+        "armed",
+        "bcd",
+        "control",
+        "controlled",
+        "count_register",
+        "count_written",
+        "elapsed",
+        "element",
+        "gate",
+        "latch",
+        "latch_state",
+        "length",
+        "load",
+        "mode",
+        "null_count",
+        "output",
+        "read_state",
+        "rising_edges",
+        "running",
+        "status",
+        "status_latched",
+        "tick",
+        "write_latch",
+        "write_state",
     )  # fmt: skip
 
     def __init__(self, gate: bool) -> None:
@@ -72,6 +104,7 @@ class Counter:
         self.count_register = self.write_latch = 0
         self.element = self.elapsed = 0
         self.length = _length(0, False)
+        self.controlled = False  # there was a control word
         self.count_written = self.null_count = self.load = self.running = self.armed = False
         self.output = True
         self.rising_edges = 0
@@ -200,19 +233,16 @@ class Counter:
     def set_control(self, value: int) -> None:
         """Take a control word: OUT goes to the mode's initial level at once, and the counter waits for a count."""
         self._stop()
+        self.controlled = True
         self.control = value & 0x3F
         self.access = value >> CONTROL_ACCESS_SHIFT & 3
-        self._set_mode(value)
+        self.mode = _mode(value)
+        self.bcd = bool(value & CONTROL_BCD)
         self.read_state = self.write_state = self.access
         self.latch_state = 0
         self.count_written = self.armed = self.status_latched = False
         self.null_count = True
         self.set_output(self.mode != 0)
-
-    def _set_mode(self, control: int) -> None:
-        mode = control >> CONTROL_MODE_SHIFT & 7
-        self.mode = mode & 3 if mode > 5 else mode  # 6 and 7 are 2 and 3
-        self.bcd = bool(control & CONTROL_BCD)
 
     def write(self, value: int) -> None:
         """Take a byte of the count."""
@@ -283,16 +313,16 @@ class Counter:
 
     def state(self) -> PitChannelState:
         return PitChannelState(
-            count=_length(self.count_register, self.bcd),
+            count=self.count_register or 0x10000,
             latched_count=self.latch,
             count_latched=PitRwState(self.latch_state),
             status_latched=self.status_latched,
             status=self.status,
             read_state=PitRwState(self.read_state),
             write_state=PitRwState(self.write_state),
-            reload_value=self.write_latch if self.write_state == _WORD1 else self.count_register,
+            reload_value=self.write_latch if self.write_state == _WORD1 else 0,
             rw_mode=PitRwMode(self.access),
-            mode=self.mode if self.access else MODE_UNKNOWN,
+            mode=self.mode if self.controlled else MODE_UNKNOWN,
             bcd=self.bcd,
             gate=self.gate,
             counting=PitCounting(
@@ -307,42 +337,43 @@ class Counter:
                 armed=self.armed,
                 output=self.output,
                 rising_edges=self.rising_edges,
-                write_latch=self.write_latch,
             ),
         )
 
     @classmethod
     def from_state(cls, state: PitChannelState, tick: int) -> Counter:
-        counter = cls(bool(state.gate))
+        counter = cls(state.gate)
         counter.tick = tick
-        counting = state.counting
-        if counting is None and state.rw_mode and state.mode != MODE_UNKNOWN:
-            counter.set_control(state.rw_mode << CONTROL_ACCESS_SHIFT | state.mode << CONTROL_MODE_SHIFT | state.bcd)
-            counter.count_register = state.count & 0xFFFF
-            counter.write_latch = state.reload_value & 0xFF
-            counter.count_written = True
-            counter.load = counter.mode not in (1, 5)
-        elif counting is not None:
-            counter.control = counting.control
-            counter.access = counting.control >> CONTROL_ACCESS_SHIFT
-            counter._set_mode(counting.control)
-            counter.count_register = counting.count_register
-            counter.count_written = bool(counting.count_written)
-            counter.null_count = bool(counting.null_count)
-            counter.load = bool(counting.load)
-            counter.element = counting.element
-            counter.length = _length(counting.element, counter.bcd)
-            counter.elapsed = counting.elapsed
-            counter.running = bool(counting.running)
-            counter.armed = bool(counting.armed)
-            counter.output = bool(counting.output)
-            counter.rising_edges = counting.rising_edges
-            counter.write_latch = counting.write_latch
+        counter.count_register = state.count & 0xFFFF
+        if state.counting is not None and _is_of(state.counting, state):
+            counter._go_on(state.counting)
+        elif state.mode != MODE_UNKNOWN:
+            counter._begin(state)
         counter.latch = state.latched_count
         counter.latch_state = int(state.count_latched)
-        counter.status_latched = bool(state.status_latched)
+        counter.status_latched = state.status_latched
         counter.status = state.status
-        if counter.access:
-            counter.read_state = int(state.read_state) or counter.access
-            counter.write_state = int(state.write_state) or counter.access
+        counter.write_latch = state.reload_value
+        counter.read_state = int(state.read_state or state.rw_mode)
+        counter.write_state = int(state.write_state or state.rw_mode)
         return counter
+
+    def _go_on(self, counting: PitCounting) -> None:
+        """Count where the saved counter was."""
+        self.set_control(counting.control)
+        self.count_written = counting.count_written
+        self.null_count = counting.null_count
+        self.load = counting.load
+        self.element = counting.element
+        self.length = _length(counting.element, self.bcd)
+        self.elapsed = counting.elapsed
+        self.running = counting.running
+        self.armed = counting.armed
+        self.output = counting.output
+        self.rising_edges = counting.rising_edges
+
+    def _begin(self, state: PitChannelState) -> None:
+        """Take control word and count as if a program had written them now."""
+        self.set_control(state.rw_mode << CONTROL_ACCESS_SHIFT | state.mode << CONTROL_MODE_SHIFT | state.bcd)
+        self.count_written = True
+        self.load = self.mode not in (1, 5)  # which wait for the gate

@@ -1,12 +1,13 @@
 """State records of the x86 controllers: plain data, the same for every chip.
 
 They hold what KVM_GET_IRQCHIP, KVM_GET_LAPIC and KVM_GET_PIT2 hold, so a guest can move from one chip to
-another. The binary layouts are in `kvm_layout`.
+another. The binary layouts are in `kvm_layout`. What a field can hold stands with it: `state_checks` refuses all else.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Container
 from typing import Any
 
 from attrs import define, field
@@ -20,6 +21,34 @@ LAPIC_BASE = 0xFEE00000
 """Reset address of the local APIC's registers (Intel SDM vol. 3, 12.4.1)."""
 LAPIC_REGISTERS = 64
 """32-bit registers of a local APIC, 16 bytes apart, that KVM saves."""
+MAXIMUM_PINS = 240
+"""Most inputs that an IOAPIC can have."""
+NARROW_SELECTOR_PINS = 120
+"""Inputs that the 8 bits of IOREGSEL reach. With more of them it has 9 bits."""
+MODE_UNKNOWN = 0xFF
+"""Mode of an 8254 counter before its first control word, as KVM has it."""
+
+ELCR_MASKS = (0xF8, 0xDE)
+"""By `PicSelect`: lines that may be level-triggered: not 0, 1, 2 (timer, keyboard, cascade), 8 and 13 (clock,
+coprocessor)."""
+PIT_WIRED_GATES = (True, True, False)
+"""By counter of a PC's 8254: its gate is always high. The other one is bit 0 of port 0x61, low after reset."""
+KVM_PIT_FLAGS_SPEAKER_DATA_ON = 0x2
+STORM_EOIS = 10_000
+"""EOIs in a row that find an IOAPIC's line still asserted, after which the next interrupt waits (as in KVM)."""
+STORM_DELAY = 10_000_000
+"""How long it waits, in nanoseconds."""
+
+VALUES = "values"
+"""Metadata of a field: the numbers it can hold, or that each element of its list or each value of its dict can."""
+SIZE = "size"
+"""Metadata of a list: how many elements it can have."""
+
+_BYTE, _WORD, _DWORD, _QWORD = (range(1 << bits) for bits in (8, 16, 32, 64))
+
+
+def _number(values: Container[int], default: int | None = 0) -> Any:
+    return field(default=default, metadata={VALUES: values})
 
 
 class PicSelect(enum.IntEnum):
@@ -43,7 +72,7 @@ class PicState:
     """One 8259. Registers have 8 bits, bit n for line n.
 
     Attributes:
-        last_irr: Line levels as last seen, for edge detection.
+        last_irr: Line levels as last seen, for edge detection. Bit 2 of the primary follows from the secondary.
         irr, imr, isr: Interrupt request, mask and in-service registers.
         priority_add: Line with the highest priority, 0-7.
         irq_base: Vector of line 0, a multiple of 8.
@@ -51,18 +80,18 @@ class PicState:
         poll: The next read is a poll.
         special_mask: Special mask mode (OCW3).
         use_4_byte_icw: ICW1 announced an ICW4.
-        elcr: Edge/level control register, bit set for level.
-        elcr_mask: Bits of ELCR that can be set.
+        elcr: Edge/level control register, bit set for level. Only bits of `elcr_mask`.
+        elcr_mask: Bits of ELCR that can be set: 0xF8 of the primary, 0xDE of the secondary.
         single_mode: ICW1 said that there is no cascade. KVM has no such mode, nor the next one.
         level_triggered: ICW1 made all lines level-triggered (LTIM).
     """
 
-    last_irr: int = 0
-    irr: int = 0
-    imr: int = 0
-    isr: int = 0
-    priority_add: int = 0
-    irq_base: int = 0
+    last_irr: int = _number(_BYTE)
+    irr: int = _number(_BYTE)
+    imr: int = _number(_BYTE)
+    isr: int = _number(_BYTE)
+    priority_add: int = _number(range(8))
+    irq_base: int = _number(range(0, 1 << 8, 8))
     read_reg_select: bool = False
     poll: bool = False
     special_mask: bool = False
@@ -71,8 +100,8 @@ class PicState:
     rotate_on_auto_eoi: bool = False
     special_fully_nested_mode: bool = False
     use_4_byte_icw: bool = False
-    elcr: int = 0
-    elcr_mask: int = 0
+    elcr: int = _number(_BYTE)
+    elcr_mask: int = _number(_BYTE)
     single_mode: bool = False
     level_triggered: bool = False
 
@@ -82,24 +111,30 @@ class IoapicState:
     """The IOAPIC.
 
     Attributes:
-        base_address: Physical address of its registers.
-        ioregsel: Selected register, 8 bits.
+        base_address: Physical address of its registers, which no chip moves.
+        ioregsel: Selected register, 8 bits; 9 with more than 120 pins.
         ioapicid: Id register; the id is in bits 24-27.
         current_interrupt_level_bitmap: Bit n is the level of pin n.
-        redirect_table: One 64-bit redirection entry a pin.
-        successive_eois: By pin, EOIs in a row that found its line still asserted. KVM does not tell.
+        redirect_table: One 64-bit redirection entry a pin. Reserved bits are dropped, except by KVM.
+
+    KVM has no place for the rest, and drops it:
+
+    Attributes:
+        successive_eois: By pin, EOIs in a row that found its line still asserted.
         held_back: Bit n: the interrupt of pin n is held back, since its guest never lowers the line.
-        held_back_for: Nanoseconds until those are sent; None if there are none.
+        held_back_for: Nanoseconds until those are sent; None for at once.
     """
 
-    base_address: int = 0
-    ioregsel: int = 0
-    ioapicid: int = 0
-    current_interrupt_level_bitmap: int = 0
-    redirect_table: list[int] = field(factory=lambda: [0] * IOAPIC_PINS)
-    successive_eois: dict[int, int] = field(factory=dict[int, int])
-    held_back: int = 0
-    held_back_for: int | None = None
+    base_address: int = _number((IOAPIC_BASE,), IOAPIC_BASE)
+    ioregsel: int = _number(range(1 << 9))
+    ioapicid: int = _number(range(0, 1 << 28, 1 << 24))
+    current_interrupt_level_bitmap: int = _number(range(1 << MAXIMUM_PINS))
+    redirect_table: list[int] = field(
+        factory=lambda: [0] * IOAPIC_PINS, metadata={VALUES: _QWORD, SIZE: range(IOAPIC_PINS, MAXIMUM_PINS + 1)}
+    )
+    successive_eois: dict[int, int] = field(factory=dict[int, int], metadata={VALUES: range(STORM_EOIS)})
+    held_back: int = _number(range(1 << MAXIMUM_PINS))
+    held_back_for: int | None = _number(range(STORM_DELAY + 1), None)
 
 
 @define
@@ -109,32 +144,35 @@ class LapicState:
     Attributes:
         regs: 64 registers of 32 bits; the one at byte offset n of the register page is ``regs[n // 16]``.
             In x2APIC mode the id has all its 32 bits (KVM_X2APIC_API_USE_32BIT_IDS), and the upper half of
-            the interrupt command register is at 0x310.
+            the interrupt command register is at 0x310. Reserved bits are dropped, and so is what follows from
+            other registers: version, APR, PPR, in x2APIC mode LDR, and except in KVM the id.
+        apic_base: IA32_APIC_BASE; None for the one that the vCPU has, as in KVM_GET_LAPIC.
+        tsc_deadline: IA32_TSC_DEADLINE. 0 unless the timer is in that mode.
 
-    KVM_GET_LAPIC does not tell the rest:
+    A timer that counts goes on from the current count in `regs`; one whose current count is 0 stands still, unless it
+    is periodic. KVM has no place for the rest, and drops it:
 
     Attributes:
-        apic_base: IA32_APIC_BASE; None where the record came from KVM, which has it in the vCPU's MSRs.
         pending_errors: What ESR will show when it is written next.
-        timer_elapsed: Time since the timer's count was the initial one, in 10**-9 cycles of its input
-            clock; None if it stands still, or if only the current count in `regs` is known.
-        tsc_deadline: IA32_TSC_DEADLINE.
-        lint_levels: Bit n: LINTn is asserted.
+        timer_elapsed: Time since the timer's count was the initial one, in 10**-9 cycles of its input clock: the
+            part of a cycle that the counts in `regs` leave open. Where it contradicts them they count. None if the
+            timer stands still, or in a record of KVM's.
+        lint_levels: Bit n: LINTn is asserted. LINT0 of vCPU 0 follows from the PICs.
         nmis: Pending NMIs, 0 to 2.
         smi, init, extint: Whether one is pending.
         startup_vector: That of a pending start-up IPI, or None.
     """
 
-    regs: list[int] = field(factory=lambda: [0] * LAPIC_REGISTERS)
-    apic_base: int | None = None
-    pending_errors: int = 0
-    timer_elapsed: int | None = None
-    tsc_deadline: int = 0
-    lint_levels: int = 0
-    nmis: int = 0
+    regs: list[int] = field(factory=lambda: [0] * LAPIC_REGISTERS, metadata={VALUES: _DWORD, SIZE: (LAPIC_REGISTERS,)})
+    apic_base: int | None = _number(range(1 << 52), None)
+    pending_errors: int = _number(_BYTE)
+    timer_elapsed: int | None = _number(range(1 << 96), None)
+    tsc_deadline: int = _number(_QWORD)
+    lint_levels: int = _number(range(4))
+    nmis: int = _number(range(3))
     smi: bool = False
     init: bool = False
-    startup_vector: int | None = None
+    startup_vector: int | None = _number(_BYTE, None)
     extint: bool = False
 
 
@@ -161,9 +199,11 @@ class PitRwMode(enum.IntEnum):
 class PitCounting:
     """What goes on inside an 8254 counter, between the registers a program sees. KVM keeps none of it.
 
+    It is that of one control word and one count. In a record whose channel has others, those count.
+
     Attributes:
-        control: The last control word's bits 0-5, as written.
-        count_register: CR, the count as written, 16 bits, in BCD if so programmed.
+        control: The control word's bits 0-5, as written.
+        count_register: CR, 16 bits: the channel's `count`.
         count_written: A whole count was written since the control word.
         null_count: CR is not loaded into the counting element yet.
         load: The next CLK pulse loads it.
@@ -173,21 +213,19 @@ class PitCounting:
         armed: It has not reached 0 yet (modes 0, 1, 4, 5).
         output: Level of OUT.
         rising_edges: Of OUT, since the owner last took them.
-        write_latch: The byte that waits for its other half.
     """
 
-    control: int = 0
-    count_register: int = 0
+    control: int = _number(range(1 << 6))
+    count_register: int = _number(_WORD)
     count_written: bool = False
     null_count: bool = False
     load: bool = False
-    element: int = 0
-    elapsed: int = 0
+    element: int = _number(_WORD)
+    elapsed: int = _number(_QWORD)
     running: bool = False
     armed: bool = False
     output: bool = True
-    rising_edges: int = 0
-    write_latch: int = 0
+    rising_edges: int = _number(_QWORD)
 
 
 @define
@@ -195,31 +233,33 @@ class PitChannelState:
     """One 8254 counter.
 
     Attributes:
-        count: Count it was last loaded with, 1-65536.
+        count: The count as written, 1-65536 (for 0), in BCD if `bcd`.
         latched_count: What a count latch holds, 16 bits.
         count_latched: Which byte of the latch is read next; NONE if not latched.
         status_latched: A read-back holds `status`.
-        read_state, write_state: Which byte is moved next.
-        reload_value: The count as written, 16 bits.
-        mode: Mode 0-5; KVM has 0xFF before the first control word.
-        gate: Level of the gate input.
-        count_load_time: Nanoseconds on the chip's clock when counting began.
-        counting: The rest of its state; None in a record of KVM's, whose counters start anew when restored.
+        read_state, write_state: Which byte is moved next: one of those of `rw_mode`.
+        reload_value: The low byte of a count whose high byte is still to be written (`write_state` is WORD1); or 0.
+        rw_mode: NONE before the first control word.
+        mode: Mode 0-5, or MODE_UNKNOWN before the first control word.
+        gate: Level of the gate input, which is high for counters 0 and 1.
+        count_load_time: Nanoseconds on the chip's clock when counting began; for show, a restored counter has its own.
+        counting: The rest of its state. Without it, as in a record of KVM's, the counter loads `count` and starts anew;
+            so it does if `counting` is that of another count, mode, `rw_mode` or `bcd`.
     """
 
-    count: int = 0
-    latched_count: int = 0
+    count: int = _number(range(1, 0x10001), 0x10000)
+    latched_count: int = _number(_WORD)
     count_latched: PitRwState = PitRwState.NONE
     status_latched: bool = False
-    status: int = 0
+    status: int = _number(_BYTE)
     read_state: PitRwState = PitRwState.NONE
     write_state: PitRwState = PitRwState.NONE
-    reload_value: int = 0
+    reload_value: int = _number(_BYTE)
     rw_mode: PitRwMode = PitRwMode.NONE
-    mode: int = 0
+    mode: int = _number((*range(6), MODE_UNKNOWN), MODE_UNKNOWN)
     bcd: bool = False
     gate: bool = False
-    count_load_time: int = 0
+    count_load_time: int = _number(range(-1 << 63, 1 << 63))
     counting: PitCounting | None = None
 
 
@@ -229,13 +269,15 @@ class PitState:
 
     Attributes:
         channels: Its three counters.
-        flags: KVM_PIT_FLAGS_*.
+        flags: KVM_PIT_FLAGS_SPEAKER_DATA_ON or 0.
         age: Nanoseconds since the first CLK pulse. It places the record between two pulses.
     """
 
-    channels: list[PitChannelState] = field(factory=lambda: [PitChannelState() for _ in range(3)])
-    flags: int = 0
-    age: int = 0
+    channels: list[PitChannelState] = field(
+        factory=lambda: [PitChannelState(gate=gate) for gate in PIT_WIRED_GATES], metadata={SIZE: (3,)}
+    )
+    flags: int = _number((0, KVM_PIT_FLAGS_SPEAKER_DATA_ON))
+    age: int = _number(range(1 << 63))
 
 
 @define

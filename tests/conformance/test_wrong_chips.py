@@ -369,6 +369,39 @@ FAULTS: list[tuple[Maker, str, str]] = [
         "closed_events",
         "registering a closed edge event is refused and changes nothing, but it changed tokens",
     ),
+    # Records
+    (
+        wrong.EditedCountLost,
+        "edited_pit_is_read_back",
+        "count of PIT counter 0 is what was set, but it is",
+    ),
+    (wrong.EditedPitStandsStill, "edited_pit_counts", "a counter set to mode 2 interrupts, but"),
+    (
+        wrong.CascadeOfTheRecord,
+        "edited_secondary_pic_interrupts",
+        "a request that is put into the secondary PIC interrupts, but",
+    ),
+    (
+        with_parts(Lapic=wrong.CurrentCountIgnored),
+        "edited_lapic_timer_counts",
+        "a timer that is set to count runs out, but",
+    ),
+    (
+        wrong.DamagedRecordIgnored,
+        "damaged_records",
+        "PitState = .* is refused .WrongType or InvalidArgument., but it was accepted",
+    ),
+    (
+        wrong.HalfRestored,
+        "damaged_snapshots",
+        "ChipSnapshot.* is refused and changes nothing, but it changed PICs",
+    ),
+    (
+        wrong.AnyoneHalts,
+        "every_argument_of_every_method",
+        "halted with vcpu_id = None is refused .IrqChipError., but it was accepted",
+    ),
+    (wrong.AnyoneHalts, "vcpu_of_a_stranger", "halted.1. of a vCPU that was not added is refused"),
 ]
 """A maker of chips, the scenario that finds the fault, and what it says."""
 

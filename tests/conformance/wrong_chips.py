@@ -14,7 +14,7 @@ import irqchip_userspace.chip
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus, BusDevice
 from irqchip_core.chip import IrqChip, IrqChipCap, MPState
-from irqchip_core.errors import InvalidArgument, InvalidRoute
+from irqchip_core.errors import InvalidArgument, InvalidRoute, IrqChipError, UnknownVcpu, WrongType
 from irqchip_core.event_table import EventSlot, EventTable
 from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
 from irqchip_core.routes import IrqRoute, IrqSourceChip, MsiSource, PinSource
@@ -34,7 +34,7 @@ from irqchip_core.x86.lapic_registers import IA32_APIC_BASE
 from irqchip_core.x86.msi import Message
 from irqchip_core.x86.pic import Pic
 from irqchip_core.x86.pit import Pit
-from irqchip_core.x86.state import ChipSnapshot
+from irqchip_core.x86.state import ChipSnapshot, LapicState, PicSelect, PicState, PitState
 from irqchip_userspace.chip import UserspaceIrqChip
 from irqchip_userspace.processors import Processor
 
@@ -632,3 +632,69 @@ class RefusedRegistrationStays(UserspaceIrqChip):
             with IrqEdgeEvent() as other:
                 super().register_edge_irq_event(irq, other, source)
         return super().register_edge_irq_event(irq, event, source)
+
+
+# Records
+
+
+class EditedCountLost(UserspaceIrqChip):
+    """What goes on inside a counter counts, and not what its record says."""
+
+    def set_pit(self, state: PitState) -> None:
+        for channel in state.channels if isinstance(state, PitState) else ():
+            if channel.counting is not None:
+                channel.count = channel.counting.count_register or 0x10000
+        super().set_pit(state)
+
+
+class EditedPitStandsStill(UserspaceIrqChip):
+    def set_pit(self, state: PitState) -> None:
+        super().set_pit(state)
+        for counter in self._board.pit._counters:
+            counter.load = counter.running = False
+
+
+class CascadeOfTheRecord(UserspaceIrqChip):
+    """A secondary that requests already has no edge for the primary."""
+
+    def set_pic_state(self, select: PicSelect, state: PicState) -> None:
+        primary = self._board.pic._primary.irr
+        super().set_pic_state(select, state)
+        if select is PicSelect.SECONDARY:
+            self._board.pic._primary.irr = primary
+            self._board.pic._update()
+            self._board.update_interrupt_line()
+
+
+class CurrentCountIgnored(Lapic):
+    """A restored timer counts only from where it was."""
+
+    def set_state(self, state: LapicState, now: int, tsc: int = 0) -> None:
+        super().set_state(state, now, tsc)
+        if state.timer_elapsed is None:
+            self.timer.running = False
+            self.timer.wake_at = None
+
+
+class DamagedRecordIgnored(UserspaceIrqChip):
+    """A damaged record is not taken, and that is all."""
+
+    def set_pit(self, state: PitState) -> None:
+        with suppress(IrqChipError):
+            super().set_pit(state)
+
+
+class HalfRestored(UserspaceIrqChip):
+    """`restore` sets one record before it looks at the next."""
+
+    def restore(self, snapshot: ChipSnapshot, vcpu_count: int) -> None:
+        if isinstance(snapshot, ChipSnapshot) and isinstance(snapshot.pic_primary, PicState):
+            with suppress(IrqChipError):
+                self.set_pic_state(PicSelect.PRIMARY, snapshot.pic_primary)
+        super().restore(snapshot, vcpu_count)
+
+
+class AnyoneHalts(UserspaceIrqChip):
+    def halted(self, vcpu_id: int) -> None:
+        with suppress(UnknownVcpu, WrongType):
+            super().halted(vcpu_id)

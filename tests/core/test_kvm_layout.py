@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,11 +50,12 @@ IOAPICS = st.builds(
     IoapicState, unsigned(64), BYTE, IOAPIC_IDS, unsigned(32), st.lists(unsigned(64), min_size=24, max_size=24)
 )
 LAPICS = st.builds(LapicState, st.lists(unsigned(32), min_size=64, max_size=64))
+BOTH = (PitRwState.WORD0, PitRwState.WORD1)
 CHANNELS = st.builds(
     PitChannelState,
     count=unsigned(32), latched_count=unsigned(16), count_latched=st.sampled_from(PitRwState),
-    status_latched=st.booleans(), status=BYTE, read_state=st.sampled_from(PitRwState),
-    write_state=st.sampled_from(PitRwState), reload_value=BYTE, rw_mode=st.sampled_from(PitRwMode), mode=BYTE,
+    status_latched=st.booleans(), status=BYTE, read_state=st.sampled_from(BOTH),
+    write_state=st.just(PitRwState.WORD1), reload_value=BYTE, rw_mode=st.just(PitRwMode.BOTH), mode=BYTE,
     bcd=st.booleans(), gate=st.booleans(), count_load_time=st.integers(-(1 << 63), (1 << 63) - 1),
 )  # fmt: skip
 PITS = st.builds(PitState, st.lists(CHANNELS, min_size=3, max_size=3), unsigned(32))
@@ -99,10 +101,18 @@ def test_kernel_values_nobody_knows_are_read_as_reset_values() -> None:
     assert pit_from_kvm(data).channels[0].count_latched is PitRwState.NONE
 
 
-def test_the_kernel_keeps_only_the_low_byte_of_a_reload_value() -> None:
-    state = PitState()
-    state.channels[0].reload_value = 0x1234
-    assert pit_from_kvm(pit_to_kvm(state)).channels[0].reload_value == 0x34
+def test_a_latched_byte_that_the_kernel_has_used_is_no_part_of_a_record() -> None:
+    half = PitChannelState(rw_mode=PitRwMode.BOTH, write_state=PitRwState.WORD1, reload_value=0x34)
+    whole = evolve(half, write_state=PitRwState.WORD0)
+    channels = pit_from_kvm(pit_to_kvm(PitState([half, whole, whole]))).channels
+    assert [channel.reload_value for channel in channels] == [0x34, 0, 0]
+
+
+def test_the_next_byte_is_the_first_of_the_access_mode_if_the_record_does_not_say() -> None:
+    modes = (PitRwMode.LEAST, PitRwMode.MOST, PitRwMode.BOTH)
+    channels = pit_from_kvm(pit_to_kvm(PitState([PitChannelState(rw_mode=mode) for mode in modes]))).channels
+    assert [channel.write_state.name for channel in channels] == ["LSB", "MSB", "WORD0"]
+    assert [channel.read_state.name for channel in channels] == ["LSB", "MSB", "WORD0"]
 
 
 def test_records_that_do_not_fit_are_refused() -> None:

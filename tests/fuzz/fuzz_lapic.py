@@ -106,7 +106,10 @@ class LapicFuzzer(Fuzzer):
                 lapic.apic_id, timer_hz=self.timer_hz, tsc_hz=self.tsc_hz, cmci=reg.LVT_CMCI in lapic.lvt_writable
             )
             restored.set_state(state, self.now, self.tsc())
-            assert restored.state(self.now) == state
+            timer = lapic.timer
+            # Of a timer that was periodic from the beginning it would be the moment of its reload.
+            expired_before_periodic = timer.mode == reg.PERIODIC and timer.initial_count and not timer.running
+            assert expired_before_periodic or restored.state(self.now) == state
         for count in (count for lapic in self.lapics for count in vector_counts(lapic)):
             assert count.raised >= count.delivered + count.coalesced
             assert count.delivered >= count.ended

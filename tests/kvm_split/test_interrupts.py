@@ -13,7 +13,7 @@ from irqchip_core.errors import HypervisorError
 from irqchip_core.events import IrqEdgeEvent, IrqEventSource, IrqLevelEvent, PlatformDeviceId
 from irqchip_core.exits import InterruptedExit
 from irqchip_core.routes import IrqRoute
-from irqchip_core.x86.state import PicSelect, PicState
+from irqchip_core.x86.state import ELCR_MASKS, PicSelect, PicState
 from irqchip_kvm import Cap, KvmVcpu, KvmVm, abi
 from irqchip_kvm_split.chip import KvmSplitIrqChip
 from tests.chips.taker import HIGH_MARKER, PATIENCE, Eoi, Taker, ioapic_entry, program_ioapic, program_pics
@@ -228,7 +228,8 @@ def test_an_interrupt_of_the_pics_waits_for_lint0(chip: KvmSplitIrqChip, taker: 
 
 def test_a_level_event_is_resampled_when_pics_end_interrupts_by_themselves(chip: KvmSplitIrqChip, taker: Taker) -> None:
     for select, base, mask in ((PicSelect.PRIMARY, 0x30, 1 << 2), (PicSelect.SECONDARY, 0x38, 1 << 3)):
-        automatic = PicState(irq_base=base, imr=0xFF & ~mask, use_4_byte_icw=True, auto_eoi=True, elcr_mask=0xDE)
+        elcr_mask = ELCR_MASKS[select]
+        automatic = PicState(irq_base=base, imr=0xFF & ~mask, use_4_byte_icw=True, auto_eoi=True, elcr_mask=elcr_mask)
         chip.set_pic_state(select, automatic)
     with IrqLevelEvent() as event:
         chip.register_level_irq_event(11, event, SOURCE)

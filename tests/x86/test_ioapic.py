@@ -6,9 +6,9 @@ import pytest
 
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.x86.effects import Effects, Resample, WakeAt
-from irqchip_core.x86.ioapic import COALESCED, DELIVERED, IGNORED, STORM_DELAY, STORM_EOIS, Ioapic
+from irqchip_core.x86.ioapic import COALESCED, DELIVERED, IGNORED, Ioapic
 from irqchip_core.x86.msi import LEVEL, LOWEST_PRIORITY, NMI, Message
-from irqchip_core.x86.state import IoapicState
+from irqchip_core.x86.state import STORM_DELAY, STORM_EOIS, IoapicState
 
 IOREGSEL, IOWIN, EOIR = 0x00, 0x10, 0x40
 MASKED, TRIGGER_LEVEL, REMOTE_IRR, POLARITY_LOW = 1 << 16, 1 << 15, 1 << 14, 1 << 13

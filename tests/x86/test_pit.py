@@ -9,10 +9,10 @@ from typing import Any
 import attrs
 import pytest
 
-from irqchip_core.errors import InvalidArgument
+from irqchip_core.errors import InvalidArgument, WrongType
 from irqchip_core.x86.kvm_layout import pit_from_kvm, pit_to_kvm
 from irqchip_core.x86.pit import FREQUENCY, Pit
-from irqchip_core.x86.state import PitChannelState, PitRwMode, PitState
+from irqchip_core.x86.state import PitChannelState, PitCounting, PitRwMode, PitRwState, PitState
 
 SECOND = 10**9
 YEAR = 365 * 86400 * SECOND
@@ -499,20 +499,25 @@ def test_a_record_through_kvms_layout_starts_its_count_anew() -> None:
     [
         {"count": 65537},
         {"latched_count": -1},
-        {"mode": 256},
+        {"count": 0},
+        {"mode": 6},
         {"status": 256},
-        {"reload_value": 1 << 16},
-        {"rw_mode": 4},
+        {"reload_value": 1},
+        {"rw_mode": 3},
+        {"rw_mode": PitRwMode.MOST},
+        {"read_state": PitRwState.LSB},
+        {"gate": False},
+        {"counting": PitCounting(elapsed=-1)},
     ],
     ids=str,
 )
 def test_a_record_that_no_8254_can_hold_is_refused(change: dict[str, Any]) -> None:
-    channels = [PitChannelState() for _ in range(3)]
-    channels[1] = attrs.evolve(channels[1], **change)
-    with pytest.raises(InvalidArgument, match="channel 1"):
-        Pit.from_state(PitState(channels), 0)
+    state = PitState()
+    state.channels[1] = attrs.evolve(state.channels[1], **change)
+    with pytest.raises((InvalidArgument, WrongType), match=rf"PIT: state.channels\[1\].{next(iter(change))}"):
+        Pit.from_state(state, 0)
 
 
 def test_a_record_of_two_counters_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match="2 channels"):
+    with pytest.raises(InvalidArgument, match="channels: it has 2 elements; give 3"):
         Pit.from_state(PitState([PitChannelState()] * 2), 0)

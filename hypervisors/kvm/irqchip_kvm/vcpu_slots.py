@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from irqchip_core.arguments import check_int, check_type
 from irqchip_core.chip import IrqChipCap
@@ -11,6 +12,7 @@ from irqchip_core.hookspecs import Probe
 from irqchip_core.vcpu import Vcpu, Vm
 from irqchip_core.x86.lapic_registers import IA32_APIC_BASE, IA32_TSC_DEADLINE
 from irqchip_core.x86.state import LapicState
+from irqchip_core.x86.state_checks import check_lapic
 from irqchip_kvm.abi import Cap
 from irqchip_kvm.vcpu import KvmVcpu
 from irqchip_kvm.vm import KvmVm
@@ -110,16 +112,19 @@ class VcpuSlots:
 
     def own(self, vcpu: Vcpu) -> KvmVcpu:
         """`vcpu`, which must be one of these. Raises `WrongType` or `UnknownVcpu` if it is not."""
+        try:
+            if (own := self._vcpus[vcpu.id]) is vcpu:  # one look: this is done twice an exit
+                return own
+        except (AttributeError, TypeError, IndexError):
+            pass
         check_type(vcpu, KvmVcpu, subject=self._subject, argument="vcpu")
-        own = self[vcpu.id]
-        if own is not vcpu:
-            raise UnknownVcpu(
-                f"this vCPU {vcpu.id} is not the chip's",
-                subject=self._subject,
-                argument="vcpu",
-                remedy="give it to add_vcpu first",
-            )
-        return own
+        _ = self[vcpu.id]
+        raise UnknownVcpu(
+            f"this vCPU {vcpu.id} is not the chip's",
+            subject=self._subject,
+            argument="vcpu",
+            remedy="give it to add_vcpu first",
+        )
 
     def all(self) -> list[KvmVcpu]:
         """Every vCPU, by number. Raises `UnknownVcpu` if one was not added."""
@@ -136,15 +141,41 @@ class VcpuSlots:
 
     def set_lapic_state(self, vcpu_id: int, state: LapicState) -> None:
         vcpu = self[vcpu_id]
-        check_type(state, LapicState, subject=self._subject, argument="state")
-        mode, before = vcpu.get_msrs([IA32_APIC_BASE]), vcpu.get_lapic_state()
+        check_lapic(state, vcpu_id, x2apic=True, subject=self._subject)
         if state.apic_base is not None:  # first: it says in which mode the registers are
             vcpu.set_msrs({IA32_APIC_BASE: state.apic_base})
-        try:
-            vcpu.set_lapic_state(state)
-        except BaseException:
-            vcpu.set_msrs(mode)
-            vcpu.set_lapic_state(before)  # a change of mode has changed ids
-            raise
+        vcpu.set_lapic_state(state)
         if state.tsc_deadline:
             vcpu.set_msrs({IA32_TSC_DEADLINE: state.tsc_deadline})
+
+    # The vector that is injected and not yet delivered is in no record of a controller.
+
+    def interrupt_bitmaps(self) -> tuple[int, ...]:
+        """Of each vCPU, as a bit, the vector that is injected but not yet delivered."""
+        return tuple(vcpu.get_sregs().interrupt_bitmap for vcpu in self.all())
+
+    def check_chip_specific(self, data: Any, kind: type[Any], vcpu_count: int) -> None:
+        """Refuse what is no `kind` with `interrupt_bitmaps` of `vcpu_count` vCPUs, or if there are not as many here."""
+        check_type(vcpu_count, int, subject=self._subject, argument="vcpu_count")
+        bitmaps = data.interrupt_bitmaps if isinstance(data, kind) else None
+        if not isinstance(bitmaps, tuple) or not len(bitmaps) == vcpu_count == len(self):
+            raise InvalidArgument(
+                f"it is not the state of a {self._subject} chip of {len(self)} vCPUs",
+                subject=self._subject,
+                argument="chip_specific",
+                remedy="restore what a chip of this backend gave that was made for as many vCPUs",
+            )
+        for bitmap in bitmaps:
+            argument = "chip_specific.interrupt_bitmaps"
+            check_int(bitmap, 0, (1 << 256) - 1, subject=self._subject, argument=argument)
+            if bitmap & bitmap - 1:  # KVM would take the first, and lose the others
+                raise InvalidArgument(
+                    f"{bitmap:#x} has several vectors", subject=self._subject, argument=argument, remedy="give one bit"
+                )
+
+    def set_interrupt_bitmaps(self, bitmaps: Sequence[int]) -> None:
+        """Inject again what was not delivered."""
+        for vcpu, bitmap in zip(self.all(), bitmaps, strict=True):
+            sregs = vcpu.get_sregs()
+            sregs.interrupt_bitmap = bitmap
+            vcpu.set_sregs(sregs)

@@ -15,6 +15,7 @@ from irqchip_core.testing.conformance.local_apic import LocalApic
 from irqchip_core.testing.conformance.messages import Messages
 from irqchip_core.testing.conformance.modes import Modes
 from irqchip_core.testing.conformance.pics import Pics
+from irqchip_core.testing.conformance.records import Records
 from irqchip_core.testing.conformance.routes import Routes
 from irqchip_core.testing.conformance.state import State
 from irqchip_core.testing.conformance.timers import ApicTimer, PitTimer, TscDeadlineTimer
@@ -29,6 +30,7 @@ class Conformance(
     Arguments,
     Handles,
     State,
+    Records,
     Tokens,
     AtTheSameTime,
     Waiting,

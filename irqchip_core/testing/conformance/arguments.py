@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 from collections.abc import Callable
 from typing import Any
 
-from irqchip_core.chip import MPState
-from irqchip_core.errors import Closed, InvalidArgument, IrqChipError, WrongType
+from irqchip_core.allocator import SystemAllocator
+from irqchip_core.bus import Bus
+from irqchip_core.chip import IrqChipCap, MPState
+from irqchip_core.errors import Closed, InvalidArgument, IrqChipError, UnknownVcpu, WrongType
 from irqchip_core.events import IrqEdgeEvent, IrqLevelEvent
+from irqchip_core.exits import MsrExit
+from irqchip_core.routes import IrqRoute
 from irqchip_core.testing.bench import SOURCE, Bench
 from irqchip_core.testing.conformance.base import Scenarios
 from irqchip_core.testing.verdict import Nonconforming, accepted, check, check_equal, refused
 from irqchip_core.vcpu import Vcpu
+from irqchip_core.x86.chip import IrqChipX86_64
+from irqchip_core.x86.msi import MSI_ADDRESS_BASE
+from irqchip_core.x86.state import PicSelect
 
 Kinds = type[Exception] | tuple[type[Exception], ...]
+
+NOTHING = (None, "x", 1.5, True, object())
+"""What no argument can be; True only where no bool belongs."""
+OUT_OF_RANGE = {
+    "irq": (-1, 1 << 32),
+    "level": (0, 1, 2),
+    "vector": (-1, 256),
+    "select": (-1, 2),
+    "vcpu_id": (-1, 1),
+    "vcpu_count": (-1, 2),
+}
+"""By argument: values that it cannot have on a chip for one vCPU."""
 
 
 def refuse_each(machine: Bench, kind: Kinds, calls: dict[str, Callable[[], object]]) -> None:
@@ -120,6 +140,37 @@ class Arguments(Scenarios):
         chip.register_edge_irq_event(5, edge, SOURCE)
         chip.register_level_irq_event(10, level, SOURCE)  # both triggers are free still
 
+    def test_every_argument_of_every_method(self) -> None:
+        """Each argument of each method is refused if it is of a wrong type, or of a value that nothing has."""
+        machine = self.boot()
+        calls = arguments(machine)
+        methods = {name for name in dir(IrqChipX86_64) if not name.startswith("_")} - {"name", "observers"}
+        missing = {name for name in methods - calls.keys() if has_parameters(getattr(IrqChipX86_64, name))}
+        assert not missing, f"the kit calls {', '.join(sorted(missing))} with no wrong argument"
+        for name, given in calls.items():
+            method = getattr(machine.chip, name)
+            for at, (argument, value) in enumerate(given.items()):
+                wrong = [one for one in NOTHING if not (isinstance(one, bool) and isinstance(value, bool))]
+                for one in [*wrong, *OUT_OF_RANGE.get(argument, ())]:
+                    values = [*given.values()]
+                    values[at] = one
+                    call = functools.partial(method, *values)
+                    refuse_each(machine, IrqChipError, {f"{name} with {argument} = {one!r:.40}": call})
+
+    def test_vcpu_of_a_stranger(self) -> None:
+        """A vCPU that was not added is refused where one is served, though it has the number of one that was."""
+        machine, other = self.boot(chip_vcpus=2), self.boot()
+        added_to_none = machine.vm.create_vcpu(1)
+        for vcpu in (added_to_none, other.cpu.vcpu):
+            calls: dict[str, Callable[[], object]] = {
+                "inject_interrupts": functools.partial(machine.chip.inject_interrupts, vcpu),
+                "wait_until_runnable": functools.partial(machine.chip.wait_until_runnable, vcpu),
+            }
+            refuse_each(machine, UnknownVcpu, {f"{name} of a vCPU that was not added": calls[name] for name in calls})
+        for number in (1, 2, -1):
+            call = functools.partial(machine.chip.halted, number)
+            refuse_each(machine, UnknownVcpu, {f"halted({number}) of a vCPU that was not added": call})
+
     def test_eoi_of_no_vector(self) -> None:
         """`broadcast_eoi` takes 0 to 255, and any of these is harmless."""
         machine = self.boot()
@@ -152,6 +203,47 @@ class Arguments(Scenarios):
             check(error.remedy, "an error names a remedy", f"it says only {str(error)!r}")
         else:
             raise Nonconforming("service_irq refuses GSI -1, but it was accepted")
+
+
+def has_parameters(method: Callable[..., object]) -> bool:
+    return len(inspect.signature(method).parameters) > 1  # beside self
+
+
+def arguments(machine: Bench) -> dict[str, dict[str, Any]]:
+    """By method: arguments that are right."""
+    chip, vcpu = machine.chip, machine.cpu.vcpu
+    edge, level = IrqEdgeEvent(), IrqLevelEvent()
+    machine.keep(edge, level)
+    return {
+        "add_vcpu": {"vcpu_id": 0, "vcpu": vcpu},
+        "register_edge_irq_event": {"irq": 5, "event": edge, "source": SOURCE},
+        "unregister_edge_irq_event": {"irq": 5, "event": edge},
+        "register_level_irq_event": {"irq": 5, "event": level, "source": SOURCE},
+        "unregister_level_irq_event": {"irq": 5, "event": level},
+        "route_irq": {"route": IrqRoute.msi(30, MSI_ADDRESS_BASE, 0x51)},
+        "set_irq_routes": {"routes": []},
+        "service_irq": {"irq": 5, "level": False},
+        "service_irq_event": {"index": 0},
+        "broadcast_eoi": {"vector": 0x20},
+        "inject_interrupts": {"vcpu": vcpu},
+        "halted": {"vcpu_id": 0},
+        "wait_until_runnable": {"vcpu": vcpu},
+        "get_mp_state": {"vcpu_id": 0},
+        "set_mp_state": {"vcpu_id": 0, "state": MPState.RUNNABLE},
+        "finalize_devices": {"allocator": SystemAllocator(), "io_bus": Bus("I/O"), "mmio_bus": Bus("MMIO")},
+        "check_capability": {"capability": IrqChipCap.X2APIC},
+        "handle_msr": {"vcpu": vcpu, "access": MsrExit(0x808, 0, is_write=False)},
+        "get_pic_state": {"select": PicSelect.PRIMARY},
+        "set_pic_state": {"select": PicSelect.PRIMARY, "state": chip.get_pic_state(PicSelect.PRIMARY)},
+        "set_ioapic_state": {"state": chip.get_ioapic_state()},
+        "get_lapic_state": {"vcpu_id": 0},
+        "set_lapic_state": {"vcpu_id": 0, "state": chip.get_lapic_state(0)},
+        "set_pit": {"state": chip.get_pit()},
+        "snapshot": {"vcpu_count": 1},
+        "restore": {"snapshot": chip.snapshot(1), "vcpu_count": 1},
+        "check_chip_specific": {"data": chip.snapshot_chip_specific(), "vcpu_count": 1},
+        "restore_chip_specific": {"data": chip.snapshot_chip_specific()},
+    }
 
 
 def calls_with_gsi(

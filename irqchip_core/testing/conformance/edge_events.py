@@ -178,7 +178,7 @@ class EdgeEvents(Scenarios):
         machine.pin(5, 0x45)
         machine.pin(10, 0x4A, level=True)
         edge, level = machine.edge(5), machine.level(10)
-        others = [edge.try_clone(), level.try_clone()]
+        others: list[IrqEdgeEvent | IrqLevelEvent] = [edge.try_clone(), level.try_clone()]
         strangers = IrqEdgeEvent(), IrqLevelEvent()
         machine.keep(*others)
         for event in (edge, level, *strangers):

@@ -19,15 +19,15 @@ from irqchip_core.allocator import SystemAllocator
 from irqchip_core.arguments import check_int, check_type
 from irqchip_core.bus import Bus
 from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
-from irqchip_core.errors import Closed, InvalidArgument, WrongType
+from irqchip_core.errors import Closed, WrongType
 from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqEventToken, IrqLevelEvent
 from irqchip_core.hookspecs import Probe
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute, RoutingTable, default_routes
 from irqchip_core.vcpu import Vcpu, Vm
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.finalization import Finalization
-from irqchip_core.x86.lapic_registers import IA32_APIC_BASE
 from irqchip_core.x86.state import IoapicState, LapicState, PicSelect, PicState, PitState
+from irqchip_core.x86.state_checks import check_ioapic, check_mp_state, check_pic, check_pit, check_select
 from irqchip_kvm import Irqfds, KvmVm, VcpuSlots
 from irqchip_kvm.abi import PIT_SPEAKER_DUMMY, Cap
 from irqchip_kvm.vcpu_slots import lapic_capabilities, probe_vm
@@ -56,16 +56,14 @@ def probe(vm: Vm) -> Probe:
 
 @frozen
 class KernelChipState:
-    """What only this chip has to save: its routes and two things KVM keeps in each vCPU.
+    """What only this chip has to save. All else is in the common records.
 
     Attributes:
         routes: The routing table.
-        apic_bases: IA32_APIC_BASE of each vCPU, from 0.
-        interrupt_bitmaps: Vectors injected but not yet delivered, of each vCPU.
+        interrupt_bitmaps: Of each vCPU, as a bit, the vector that is injected but not yet delivered.
     """
 
     routes: tuple[IrqRoute, ...]
-    apic_bases: tuple[int, ...]
     interrupt_bitmaps: tuple[int, ...]
 
 
@@ -192,6 +190,8 @@ class KvmKernelIrqChip(IrqChipX86_64):
     @override
     def service_irq(self, irq: int, level: bool) -> None:
         self._check_gsi(irq)
+        if level is not True and level is not False:
+            check_type(level, bool, subject=NAME, argument="level")
         self._shared.vm.irq_line(irq, level)
 
     @override
@@ -210,15 +210,15 @@ class KvmKernelIrqChip(IrqChipX86_64):
 
     @override
     def inject_interrupts(self, vcpu: Vcpu) -> None:
-        self._check_open()
+        self._shared.vcpus.own(vcpu)
 
     @override
     def halted(self, vcpu_id: int) -> None:
-        self._check_open()
+        _ = self._shared.vcpus[vcpu_id]
 
     @override
     def wait_until_runnable(self, vcpu: Vcpu) -> VcpuRunState:
-        self._check_open()
+        self._shared.vcpus.own(vcpu)
         return VcpuRunState.RUNNABLE
 
     @override
@@ -231,7 +231,9 @@ class KvmKernelIrqChip(IrqChipX86_64):
 
     @override
     def set_mp_state(self, vcpu_id: int, state: MPState) -> None:
-        self._shared.vcpus[vcpu_id].set_mp_state(state)
+        vcpu = self._shared.vcpus[vcpu_id]
+        check_mp_state(state, subject=NAME)
+        vcpu.set_mp_state(state)
 
     @override
     def try_clone(self) -> Self:
@@ -277,11 +279,15 @@ class KvmKernelIrqChip(IrqChipX86_64):
 
     @override
     def get_pic_state(self, select: PicSelect) -> PicState:
-        return self._shared.vm.get_pic_state(select)
+        vm = self._shared.vm
+        check_select(select, subject=NAME)
+        return vm.get_pic_state(select)
 
     @override
     def set_pic_state(self, select: PicSelect, state: PicState) -> None:
-        self._shared.vm.set_pic_state(select, state)
+        vm = self._shared.vm
+        check_pic(state, select, subject=NAME)
+        vm.set_pic_state(select, state)
 
     @override
     def get_ioapic_state(self) -> IoapicState:
@@ -289,7 +295,9 @@ class KvmKernelIrqChip(IrqChipX86_64):
 
     @override
     def set_ioapic_state(self, state: IoapicState) -> None:
-        self._shared.vm.set_ioapic_state(state)
+        vm = self._shared.vm
+        check_ioapic(state, IOAPIC_PINS, subject=NAME)
+        vm.set_ioapic_state(state)
 
     @override
     def get_lapic_state(self, vcpu_id: int) -> LapicState:
@@ -305,7 +313,9 @@ class KvmKernelIrqChip(IrqChipX86_64):
 
     @override
     def set_pit(self, state: PitState) -> None:
-        self._shared.vm.set_pit(state)
+        vm = self._shared.vm
+        check_pit(state, subject=NAME)
+        vm.set_pit(state)
 
     @override
     def lapic_frequency(self) -> int:
@@ -325,35 +335,17 @@ class KvmKernelIrqChip(IrqChipX86_64):
     @override
     def snapshot_chip_specific(self) -> KernelChipState:
         shared = self._shared
-        vcpus = shared.vcpus.all()
-        return KernelChipState(
-            routes=tuple(shared.routes),
-            apic_bases=tuple(vcpu.get_msrs([IA32_APIC_BASE])[IA32_APIC_BASE] for vcpu in vcpus),
-            interrupt_bitmaps=tuple(vcpu.get_sregs().interrupt_bitmap for vcpu in vcpus),
-        )
+        return KernelChipState(tuple(shared.routes), shared.vcpus.interrupt_bitmaps())
 
     @override
     def check_chip_specific(self, data: Any, vcpu_count: int) -> None:
         shared = self._shared
-        count = len(shared.vcpus)
-        fits = isinstance(data, KernelChipState) and len(data.apic_bases) == len(data.interrupt_bitmaps) == count
-        if not fits or vcpu_count != count:
-            raise InvalidArgument(
-                f"it is not the state of a {NAME} chip of {count} vCPUs",
-                subject=NAME,
-                argument="chip_specific",
-                remedy="restore what a chip of this backend gave that was made for as many vCPUs",
-            )
+        shared.vcpus.check_chip_specific(data, KernelChipState, vcpu_count)
         shared.routes.replaced(data.routes)  # raises if they are none
 
     @override
     def restore_chip_specific(self, data: Any) -> None:
-        count = len(self._shared.vcpus)
-        self.check_chip_specific(data, count)
-        vcpus = self._shared.vcpus.all()
+        vcpus = self._shared.vcpus
+        self.check_chip_specific(data, len(vcpus))
         self.set_irq_routes(data.routes)
-        for vcpu, apic_base, bitmap in zip(vcpus, data.apic_bases, data.interrupt_bitmaps, strict=True):
-            vcpu.set_msrs({IA32_APIC_BASE: apic_base})
-            sregs = vcpu.get_sregs()
-            sregs.interrupt_bitmap = bitmap
-            vcpu.set_sregs(sregs)
+        vcpus.set_interrupt_bitmaps(data.interrupt_bitmaps)

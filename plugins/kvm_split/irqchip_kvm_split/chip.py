@@ -15,7 +15,7 @@ from typing import Any
 from attrs import frozen
 from typing_extensions import override
 
-from irqchip_core.arguments import check_int, check_type
+from irqchip_core.arguments import check_int
 from irqchip_core.chip import MPState, VcpuRunState
 from irqchip_core.clock import Clock
 from irqchip_core.errors import EventInUse, InvalidArgument, InvalidRoute, WrongType
@@ -25,9 +25,9 @@ from irqchip_core.hookspecs import Probe
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute, MsiSource, PinSource, RoutingTable
 from irqchip_core.vcpu import Vcpu, Vm
 from irqchip_core.x86.board_chip import BoardChip
-from irqchip_core.x86.ioapic import MAXIMUM_PINS
 from irqchip_core.x86.msi import Message, encode_msi
-from irqchip_core.x86.state import LapicState
+from irqchip_core.x86.state import MAXIMUM_PINS, LapicState
+from irqchip_core.x86.state_checks import check_mp_state
 from irqchip_kvm import Irqfds, KvmVm, VcpuSlots
 from irqchip_kvm.abi import Cap
 from irqchip_kvm.irqfds import Irqfd
@@ -162,7 +162,7 @@ class KvmSplitIrqChip(BoardChip):
     def set_mp_state(self, vcpu_id: int, state: MPState) -> None:
         self._check_open()
         vcpu = self._vcpus[vcpu_id]
-        check_type(state, MPState, subject=NAME, argument="state")
+        check_mp_state(state, subject=NAME)
         vcpu.set_mp_state(state)
         self._pic_output.look_again()
 
@@ -265,37 +265,24 @@ class KvmSplitIrqChip(BoardChip):
         self._check_open()
         return SplitChipState(
             routes=tuple(self._board.routes),
-            interrupt_bitmaps=tuple(vcpu.get_sregs().interrupt_bitmap for vcpu in self._vcpus.all()),
+            interrupt_bitmaps=self._vcpus.interrupt_bitmaps(),
             untaken=self._pic_output.untaken(),
         )
 
     @override
     def check_chip_specific(self, data: Any, vcpu_count: int) -> None:
         self._check_open()
-        count = len(self._vcpus)
-        if not isinstance(data, SplitChipState) or not len(data.interrupt_bitmaps) == vcpu_count == count:
-            raise InvalidArgument(
-                f"it is not the state of a {NAME} chip of {count} vCPUs",
-                subject=NAME,
-                argument="chip_specific",
-                remedy="restore what a chip of this backend gave that was made for as many vCPUs",
-            )
+        self._vcpus.check_chip_specific(data, SplitChipState, vcpu_count)
         if data.untaken is not None:
             check_int(data.untaken, 0, 0xFF, subject=NAME, argument="chip_specific.untaken")
-        for bitmap in data.interrupt_bitmaps:
-            check_int(bitmap, 0, (1 << 256) - 1, subject=NAME, argument="chip_specific.interrupt_bitmaps")
         self._check_level_events(self._board.routes.replaced(data.routes))  # raises if they are none, too
 
     @override
     def restore_chip_specific(self, data: Any) -> None:
         self.check_chip_specific(data, len(self._vcpus))
-        vcpus = self._vcpus.all()
         self.set_irq_routes(data.routes)
         self._pic_output.restore(data.untaken)
-        for vcpu, bitmap in zip(vcpus, data.interrupt_bitmaps, strict=True):
-            sregs = vcpu.get_sregs()
-            sregs.interrupt_bitmap = bitmap
-            vcpu.set_sregs(sregs)
+        self._vcpus.set_interrupt_bitmaps(data.interrupt_bitmaps)
 
 
 def _has_pin(sources: tuple[PinSource | MsiSource, ...]) -> bool:

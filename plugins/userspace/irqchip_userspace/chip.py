@@ -38,6 +38,7 @@ from irqchip_core.x86.lapic_registers import (
 )
 from irqchip_core.x86.msi import Message
 from irqchip_core.x86.state import LAPIC_BASE, LapicState
+from irqchip_core.x86.state_checks import check_lapic, check_mp_state
 from irqchip_userspace.processors import HALTED, RUNNABLE, Processor
 
 NAME = "userspace"
@@ -329,11 +330,7 @@ class UserspaceIrqChip(BoardChip):
     @override
     def set_mp_state(self, vcpu_id: int, state: MPState) -> None:
         processor = self._processor(vcpu_id)
-        check_type(state, MPState, subject=NAME, argument="state")
-        if state is MPState.STOPPED:
-            raise InvalidArgument(
-                "x86 has no such state", subject=NAME, argument="state", remedy="give another MPState"
-            )
+        check_mp_state(state, subject=NAME)
         with self._lock:
             processor.mp_state = state
             processor.unseen = True  # what waited for this state
@@ -391,12 +388,14 @@ class UserspaceIrqChip(BoardChip):
 
     @override
     def handle_msr(self, vcpu: VcpuX86_64, access: MsrExit) -> bool:
+        processor = self._own(vcpu)
+        if type(access) is not MsrExit:  # once an interrupt in x2APIC mode, so this look comes first
+            check_type(access, MsrExit, subject=NAME, argument="access")
         if access.index in HYPERVISOR_MSRS:
-            self._handle_hypervisor_msr(self._own(vcpu), access)
+            self._handle_hypervisor_msr(processor, access)
             return True
         if not any(access.index in msrs for msrs in APIC_MSRS):
             return False
-        processor = self._own(vcpu)
         deadline = access.index == IA32_TSC_DEADLINE
         tsc = vcpu.tsc() if deadline else 0
         with self._lock:
@@ -470,7 +469,7 @@ class UserspaceIrqChip(BoardChip):
     @override
     def set_lapic_state(self, vcpu_id: int, state: LapicState) -> None:
         processor = self._processor(vcpu_id)
-        check_type(state, LapicState, subject=NAME, argument="state")
+        check_lapic(state, vcpu_id, x2apic=IrqChipCap.X2APIC in self._capabilities, subject=NAME)
         with self._lock:
             processor.lapic.set_state(state, self._clock.now())
             if vcpu_id == 0:  # KVM's records do not tell the level of LINT0
@@ -505,6 +504,7 @@ class UserspaceIrqChip(BoardChip):
     @override
     def check_chip_specific(self, data: Any, vcpu_count: int) -> None:
         self._check_open()
+        check_type(vcpu_count, int, subject=NAME, argument="vcpu_count")
         if not isinstance(data, UserspaceChipState) or vcpu_count != len(self._processors):
             raise InvalidArgument(
                 f"it is not the state of a {NAME} chip of {len(self._processors)} vCPUs",

@@ -1,0 +1,226 @@
+"""Checks of state records: what a host gives to a chip is looked at whole before the chip changes anything.
+
+Each field says in `state` what it can hold. Here are the walk over a record's fields, and the rules that bind two
+fields, or a field to the controller that is to take it. A record that passes is one that every chip can go on from.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Container
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from attrs import fields, has
+
+from irqchip_core.arguments import check_int, check_type
+from irqchip_core.chip import MPState
+from irqchip_core.errors import InvalidArgument
+from irqchip_core.x86 import lapic_registers as reg
+from irqchip_core.x86.state import (
+    ELCR_MASKS,
+    MODE_UNKNOWN,
+    NARROW_SELECTOR_PINS,
+    PIT_WIRED_GATES,
+    SIZE,
+    VALUES,
+    ChipSnapshot,
+    IoapicState,
+    LapicState,
+    PicSelect,
+    PicState,
+    PitRwMode,
+    PitRwState,
+    PitState,
+)
+
+_APIC_BASE_BITS = (1 << 52) - 1 & ~0xFFF | reg.APIC_BASE_BSP | reg.APIC_BASE_EN | reg.APIC_BASE_EXTD
+_LAPIC_ID = reg.ID >> 4
+_MANY = (1 << 32) - 1
+_BYTES = {
+    PitRwMode.NONE: (PitRwState.NONE,),
+    PitRwMode.LEAST: (PitRwState.NONE, PitRwState.LSB),
+    PitRwMode.MOST: (PitRwState.NONE, PitRwState.MSB),
+    PitRwMode.BOTH: (PitRwState.NONE, PitRwState.WORD0, PitRwState.WORD1),
+}
+"""By access mode of an 8254 counter: the bytes that the next access can move."""
+
+
+def check_select(select: PicSelect, *, subject: str) -> None:
+    """Refuse what names neither 8259."""
+    check_int(select, PicSelect.PRIMARY, PicSelect.SECONDARY, subject=subject, argument="select")
+
+
+def check_pic(state: PicState, select: PicSelect, *, subject: str, argument: str = "state") -> None:
+    """Refuse what is not the state of that 8259.
+
+    Raises:
+        WrongType: It, or something in it, is of another type.
+        InvalidArgument: A value is out of range, or contradicts another one.
+    """
+    check_record(state, PicState, subject=subject, argument=argument)
+    check_select(select, subject=subject)
+    mask = ELCR_MASKS[select]
+    _demand(state.elcr_mask, (mask,), subject, f"{argument}.elcr_mask")
+    if state.elcr & ~mask:
+        _refuse(f"{state.elcr} has bits outside of elcr_mask", subject, f"{argument}.elcr", f"give bits of {mask}")
+
+
+def check_ioapic(state: IoapicState, pins: int, *, subject: str, argument: str = "state") -> None:
+    """Refuse what is not the state of an IOAPIC with `pins` inputs; raises as `check_pic`."""
+    check_record(state, IoapicState, subject=subject, argument=argument)
+    if len(state.redirect_table) != pins:
+        _refuse(
+            f"it has {len(state.redirect_table)} pins, not {pins}",
+            subject,
+            f"{argument}.redirect_table",
+            "restore into an IOAPIC with as many pins as the saved one has",
+        )
+    bits = range(1 << pins)
+    _demand(state.ioregsel, range(1 << (8 if pins <= NARROW_SELECTOR_PINS else 9)), subject, f"{argument}.ioregsel")
+    _demand(state.current_interrupt_level_bitmap, bits, subject, f"{argument}.current_interrupt_level_bitmap")
+    _demand(state.held_back, bits, subject, f"{argument}.held_back")
+    for pin in state.successive_eois:
+        _demand(pin, range(pins), subject, f"{argument}.successive_eois")
+
+
+def check_lapic(state: LapicState, apic_id: int, *, x2apic: bool, subject: str, argument: str = "state") -> None:
+    """Refuse what is not the state of the local APIC with this initial id; raises as `check_pic`.
+
+    Args:
+        state: What is to be its state.
+        apic_id: Number of the vCPU.
+        x2apic: Whether the local APIC has x2APIC mode.
+        subject: Name of the chip.
+        argument: What the caller gave it as.
+    """
+    check_record(state, LapicState, subject=subject, argument=argument)
+    base = state.apic_base
+    if base is None:
+        return
+    extended = base & reg.APIC_BASE_EXTD != 0
+    if base & ~_APIC_BASE_BITS or (extended and not (x2apic and base & reg.APIC_BASE_EN)):
+        _refuse(
+            f"{base:#x} is no value of IA32_APIC_BASE here",
+            subject,
+            f"{argument}.apic_base",
+            "restore into a local APIC with the features of the saved one",
+        )
+    if extended:  # the id is read-only there (Intel SDM vol. 3, 12.12.5.1)
+        _demand(state.regs[_LAPIC_ID], (apic_id,), subject, f"{argument}.regs[{_LAPIC_ID}]")
+
+
+def check_pit(state: PitState, *, subject: str, argument: str = "state") -> None:
+    """Refuse what is not the state of a PC's 8254; raises as `check_pic`."""
+    check_record(state, PitState, subject=subject, argument=argument)
+    for number, channel in enumerate(state.channels):
+        where = f"{argument}.channels[{number}]"
+        if PIT_WIRED_GATES[number] and not channel.gate:
+            _refuse("the gate of this counter is wired high", subject, f"{where}.gate", "give True")
+        if channel.mode == MODE_UNKNOWN:
+            _demand(channel.rw_mode, (PitRwMode.NONE,), subject, f"{where}.rw_mode")
+        for name in ("read_state", "write_state"):
+            _demand(getattr(channel, name), _BYTES[channel.rw_mode], subject, f"{where}.{name}")
+        if channel.write_state is not PitRwState.WORD1:
+            _demand(channel.reload_value, (0,), subject, f"{where}.reload_value")
+
+
+def check_mp_state(state: MPState, *, subject: str, argument: str = "state") -> None:
+    """Refuse what is no MP state of an x86 processor; raises as `check_pic`."""
+    check_type(state, MPState, subject=subject, argument=argument)
+    if state is MPState.STOPPED:
+        _refuse("x86 has no such state", subject, argument, "give another MPState")
+
+
+def check_snapshot(
+    snapshot: ChipSnapshot, vcpu_count: int, *, pins: int, mp_states: bool, x2apic: bool, subject: str
+) -> None:
+    """Refuse what is not the snapshot of such a chip, but for its chip-specific part; raises as `check_pic`.
+
+    Args:
+        snapshot: What is to be a snapshot.
+        vcpu_count: How many vCPUs the chip has.
+        pins: How many inputs its IOAPIC has.
+        mp_states: Whether it has MP_STATE_GET_SET.
+        x2apic: Whether its local APICs have x2APIC mode.
+        subject: Name of the chip.
+    """
+    check_type(snapshot, ChipSnapshot, subject=subject, argument="snapshot")
+    check_int(vcpu_count, 0, _MANY, subject=subject, argument="vcpu_count")
+    for what, records, count in (
+        ("local APICs", snapshot.lapics, vcpu_count),
+        ("MP states", snapshot.mp_states, vcpu_count if mp_states else 0),
+    ):
+        check_type(records, list, subject=subject, argument="snapshot")
+        if len(records) != count:
+            _refuse(
+                f"it has {len(records)} {what}, not {count}",
+                subject,
+                "snapshot",
+                "restore into a machine with as many as the saved one has",
+            )
+    check_pic(snapshot.pic_primary, PicSelect.PRIMARY, subject=subject, argument="snapshot.pic_primary")
+    check_pic(snapshot.pic_secondary, PicSelect.SECONDARY, subject=subject, argument="snapshot.pic_secondary")
+    check_ioapic(snapshot.ioapic, pins, subject=subject, argument="snapshot.ioapic")
+    check_pit(snapshot.pit, subject=subject, argument="snapshot.pit")
+    for number, lapic in enumerate(snapshot.lapics):
+        check_lapic(lapic, number, x2apic=x2apic, subject=subject, argument=f"snapshot.lapics[{number}]")
+    for number, mp_state in enumerate(snapshot.mp_states):
+        check_mp_state(mp_state, subject=subject, argument=f"snapshot.mp_states[{number}]")
+
+
+# The walk
+
+
+def check_record(record: object, kind: type, *, subject: str, argument: str) -> None:
+    """Refuse what is no `kind`, or has a field that holds what its type or its metadata exclude."""
+    check_type(record, kind, subject=subject, argument=argument)
+    types = _types(kind)
+    for field in fields(kind):
+        where = f"{argument}.{field.name}"
+        _check(getattr(record, field.name, None), types[field.name], field.metadata, subject, where)
+
+
+@functools.cache
+def _types(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _check(value: Any, kind: Any, limits: Any, subject: str, argument: str) -> None:
+    if isinstance(kind, UnionType):
+        if value is None:
+            return
+        kind = next(one for one in get_args(kind) if one is not NoneType)
+    origin = get_origin(kind)
+    if origin is list:
+        check_type(value, list, subject=subject, argument=argument)
+        _demand(len(value), limits[SIZE], subject, argument, "elements")
+        for number, element in enumerate(value):
+            _check(element, get_args(kind)[0], limits, subject, f"{argument}[{number}]")
+    elif origin is dict:
+        check_type(value, dict, subject=subject, argument=argument)
+        key_kind, value_kind = get_args(kind)
+        for key, element in value.items():
+            check_type(key, key_kind, subject=subject, argument=argument)
+            _check(element, value_kind, limits, subject, f"{argument}[{key}]")
+    elif has(kind):
+        check_record(value, kind, subject=subject, argument=argument)
+    else:
+        check_type(value, kind, subject=subject, argument=argument)
+        if kind is int:
+            _demand(value, limits[VALUES], subject, argument)
+
+
+def _demand(number: int, values: Container[int], subject: str, argument: str, what: str = "") -> None:
+    if number in values:
+        return
+    if isinstance(values, range):
+        wanted = f"{values[0]} to {values[-1]}" + (f" in steps of {values.step}" if values.step > 1 else "")
+    else:
+        wanted = " or ".join(map(str, values))  # type: ignore[call-overload]
+    found = f"{number} {what}".rstrip()
+    _refuse(f"it has {found}" if what else f"it is {found}", subject, argument, f"give {wanted}")
+
+
+def _refuse(problem: str, subject: str, argument: str, remedy: str) -> None:
+    raise InvalidArgument(problem, subject=subject, argument=argument, remedy=remedy)
