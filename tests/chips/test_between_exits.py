@@ -85,6 +85,13 @@ def test_saved_state_has_the_base_of_the_last_exit(bench: Bench) -> None:
     assert state.apic_base == bench.cpu.read_msr(reg.IA32_APIC_BASE) == MOVED | reg.APIC_BASE_BSP | reg.APIC_BASE_EN
 
 
+def test_cpuid_announces_the_apic_while_it_is_enabled(bench: Bench) -> None:
+    cpu = bench.cpu
+    for base, announced in ((XAPIC, 1), (DISABLED, 0), (XAPIC, 1)):  # SDM vol. 3, 12.4.3
+        assert cpu.write_msr(reg.IA32_APIC_BASE, base)
+        assert cpu.cpuid(1)[3] >> 9 & 1 == announced
+
+
 def test_a_base_that_no_way_leads_to_faults_and_changes_nothing(bench: Bench) -> None:
     refused = [XAPIC | 1, XAPIC | 0x200, DISABLED | reg.APIC_BASE_EXTD, XAPIC | 1 << 52, XAPIC | 1 << 63]
     for value in refused:

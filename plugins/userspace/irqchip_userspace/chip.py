@@ -7,8 +7,6 @@ states too. No thread exists before `finalize_devices`; then one serves all time
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from typing import Any
 
 from attrs import frozen
@@ -16,7 +14,7 @@ from typing_extensions import override
 
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.arguments import check_int, check_type
-from irqchip_core.bus import Access, Bus, BusDevice
+from irqchip_core.bus import Bus
 from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
 from irqchip_core.clock import Clock
 from irqchip_core.errors import InvalidArgument, UnknownVcpu, Unsupported, WrongType
@@ -30,7 +28,6 @@ from irqchip_core.x86.destinations import Destinations
 from irqchip_core.x86.effects import ApicBaseChanged, Effects, EoiBroadcast, WakeAt
 from irqchip_core.x86.lapic import Lapic
 from irqchip_core.x86.lapic_registers import (
-    APIC_BASE_RESET,
     IA32_APIC_BASE,
     IA32_TSC,
     IA32_TSC_ADJUST,
@@ -39,18 +36,17 @@ from irqchip_core.x86.lapic_registers import (
 from irqchip_core.x86.msi import Message
 from irqchip_core.x86.state import LAPIC_BASE, LapicState
 from irqchip_core.x86.state_checks import check_lapic, check_mp_state
+from irqchip_userspace.pages import LAPIC_LENGTH, LapicPages
 from irqchip_userspace.processors import HALTED, RUNNABLE, Processor
 
 NAME = "userspace"
 
-LAPIC_LENGTH = 0x1000
 MAX_VCPUS = 255
 """APIC ids are 8 bits in xAPIC mode, and 255 is the broadcast address."""
 
 APIC_MSRS = (range(0x800, 0x900), range(IA32_TSC_DEADLINE, IA32_TSC_DEADLINE + 1))
 HYPERVISOR_MSRS = (IA32_APIC_BASE, IA32_TSC, IA32_TSC_ADJUST)
 """Its own MSRs, whose writes local APIC or deadline must follow."""
-APIC_BASE_ADDRESS = ~0xFFF
 
 
 def _capabilities(vm: Vm) -> frozenset[IrqChipCap]:
@@ -94,7 +90,7 @@ class _Shared:
 
     def __init__(self, vcpu_count: int) -> None:
         self.tsc_offsets = [0] * vcpu_count  # guest's time-stamp counter less that of the clock
-        self.pages: _Pages | None = None
+        self.pages: LapicPages | None = None
 
 
 class UserspaceIrqChip(BoardChip):
@@ -451,7 +447,7 @@ class UserspaceIrqChip(BoardChip):
 
     @override
     def finalize_devices(self, allocator: SystemAllocator, io_bus: Bus, mmio_bus: Bus) -> None:
-        pages = _Pages(self, mmio_bus)
+        pages = LapicPages(self, mmio_bus)
         self._finalize(allocator, io_bus, mmio_bus, [(mmio_bus, pages, LAPIC_BASE, LAPIC_LENGTH)])
         self._shared.pages = pages
 
@@ -518,49 +514,3 @@ class UserspaceIrqChip(BoardChip):
     def restore_chip_specific(self, data: Any) -> None:
         self.check_chip_specific(data, len(self._processors))
         self.set_irq_routes(data.routes)
-
-
-class _Pages(BusDevice):
-    """The register pages of the local APICs: one address for all, until guests move theirs."""
-
-    debug_label = "userspace local APICs"
-    self_synchronized = True
-
-    def __init__(self, chip: UserspaceIrqChip, bus: Bus) -> None:
-        self._chip = chip
-        self._bus = bus
-        self._lock = threading.Lock()  # of the two below, for those who change them
-        self._bases = {LAPIC_BASE: len(chip._processors)}  # by address: how many local APICs are there
-        self._base_of = [APIC_BASE_RESET & APIC_BASE_ADDRESS] * len(chip._processors)
-
-    def _is_its_own(self, access: Access) -> bool:
-        bases = self._base_of
-        return access.vcpu_id < len(bases) and bases[access.vcpu_id] == access.address - access.offset
-
-    @override
-    def read(self, access: Access) -> int:
-        if not self._is_its_own(access):
-            return (1 << 8 * access.size) - 1
-        return self._chip._read_lapic(access.vcpu_id, access.offset, access.size)
-
-    @override
-    def write(self, access: Access, value: int) -> None:
-        if self._is_its_own(access):
-            self._chip._write_lapic(access.vcpu_id, access.offset, access.size, value)
-
-    def follow(self, apic_id: int, apic_base: int) -> None:
-        """The guest wrote IA32_APIC_BASE. A place that another device has keeps that device."""
-        new, old = apic_base & APIC_BASE_ADDRESS, self._base_of[apic_id]
-        if new == old:
-            return
-        with self._lock:
-            self._base_of[apic_id] = new
-            self._bases[old] -= 1
-            if not self._bases[old]:
-                del self._bases[old]
-                if any(base == old and device is self for base, _, device in self._bus.devices()):
-                    self._bus.remove(old)
-            self._bases[new] = self._bases.get(new, 0) + 1
-            if self._bases[new] == 1:
-                with contextlib.suppress(InvalidArgument):
-                    self._bus.insert(self, new, LAPIC_LENGTH)
