@@ -121,11 +121,15 @@ UNUSED_MSRS = frozenset(
         *range(0xC0010016, 0xC001001A),  # IORRBase and IORRMask
         0xC001001A,  # TOP_MEM
         0xC001001D,  # TOP_MEM2
+        0xC001001F,  # NB_CFG, which Linux reads and writes
+        0xC0010055,  # interrupt pending
+        0xC0010058,  # base of PCI's configuration space
+        0xC0011029,  # DE_CFG
     }
 )
-"""MSRs of every AMD64 processor without a bit in CPUID. They read as 0, and what is written to them is lost.
+"""MSRs of AMD64 processors without a bit in CPUID. They read as 0, and what is written to them is lost.
 
 That is how KVM answers where the guest has no performance counters, and by that Linux finds it out. AMD64 Manual
-vol. 2, appendix A.
+vol. 2, appendix A; Processor Programming Reference for family 17h.
 """
 OTHER_MSRS = UNUSED_MSRS | {APIC_BASE, MICROCODE, EFER}
