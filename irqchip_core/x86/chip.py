@@ -93,7 +93,9 @@ class IrqChipX86_64(IrqChip):  # noqa: N801
         return ChipCounters()
 
     def handle_msr(self, vcpu: VcpuX86_64, access: MsrExit) -> bool:
-        """Answer an access to an MSR of the local APIC that the hypervisor left to user space.
+        """Answer an access to an MSR that the hypervisor left to user space, if it is one of the chip's.
+
+        Those of the local APIC are, and others whose writes a local APIC must follow: the time-stamp counter.
 
         Returns:
             False if it is no MSR of this chip's; then nothing was done.
