@@ -220,11 +220,22 @@ class IrqChip(ABC):
 
     @abstractmethod
     def process_delayed_irq_events(self) -> None:
-        """Serve the events that could not be served at once. When the delayed token is readable."""
+        """Serve the events that could not be served at once. When the delayed token is readable.
+
+        Does not wait. Events that still cannot be served stay delayed; the token becomes readable again when they can.
+        """
 
     @abstractmethod
     def irq_delayed_event_token(self) -> Event | None:
-        """A clone of the event that is readable while events are delayed; None if none ever is."""
+        """A clone of the event that is readable while events are delayed and can be served; None if none ever is.
+
+        A vCPU that uses a controller delays the events that drive it. They can be served as soon as it has done.
+        """
+
+    @property
+    def events_delayed(self) -> bool:
+        """Whether events are delayed now, be the delayed token readable already or not yet."""
+        return False
 
     @abstractmethod
     def check_capability(self, capability: IrqChipCap) -> bool:

@@ -227,8 +227,9 @@ class IrqLoop:
             while not sources.stopping:
                 with self._lock:
                     flushes = list(self._flushes)
-                timeout = 0.0 if flushes else RETRY_SECONDS if sources.stale else None
-                if _round(sources, selector, timeout):
+                quiet = bool(flushes) and not self._chip.events_delayed  # else the delayed token will be readable
+                timeout = 0.0 if quiet else RETRY_SECONDS if sources.stale else None
+                if _round(sources, selector, timeout) or not quiet:
                     continue
                 with self._lock:  # a round without work: all that was signalled before them is served
                     self._flushes = [done for done in self._flushes if done not in flushes]

@@ -6,11 +6,12 @@ Three locks, taken in this order:
 
 1. `routes_lock`: who connects what: routes change, and a chip registers events according to them.
 2. `ioapic_lock`: the IOAPIC. A vCPU holds it while it reads or writes a register of it. `service_event` never waits
-   for it: a busy IOAPIC delays the event.
+   for it: a busy IOAPIC delays the event (see `IoapicLock`). Only GSIs with a pin of the IOAPIC need it, messages
+   do not.
 3. `lock`: all else here, and whatever the chip adds (local APICs). Held for microseconds.
 
-`deliver` and `interrupt_line_changed` are called with `lock` held, `deliver` with `ioapic_lock` too;
-`entries_changed` with `ioapic_lock`; `commit_routes` with `routes_lock` and `ioapic_lock`.
+`deliver` and `interrupt_line_changed` are called with `lock` held; `entries_changed` with `ioapic_lock`;
+`commit_routes` with `routes_lock` and `ioapic_lock`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from irqchip_core.x86.counters import GsiCount
 from irqchip_core.x86.effects import Effects, Resample
 from irqchip_core.x86.finalization import Place
 from irqchip_core.x86.ioapic import Ioapic
+from irqchip_core.x86.ioapic_lock import IoapicLock
 from irqchip_core.x86.lapic_timer import SHORTEST_PERIOD
 from irqchip_core.x86.msi import Message, decode_msi
 from irqchip_core.x86.pic import CASCADE, Pic
@@ -95,8 +97,8 @@ class Board:
         self.name = name
         self.clock = clock
         self.routes_lock = threading.Lock()
-        self.ioapic_lock = threading.Lock()
         self.lock = threading.Lock()
+        self.ioapic_lock = IoapicLock(self.lock)
         self.pic = Pic()
         self.ioapic = Ioapic(pins)
         self.pit = Pit(clock.now())
@@ -111,10 +113,8 @@ class Board:
         self._interrupt_line = False
         self._asserted: dict[int, int] = {}  # by GSI: who asserts it
         self._pins: Mapping[IrqSourceChip, int] = {**X86_PINS, IrqSourceChip.IOAPIC: pins}
-        self.routes = RoutingTable(default_routes(pins), pins=self._pins, subject=name)
+        self._set_routes(RoutingTable(default_routes(pins), pins=self._pins, subject=name))
         self._level_lines = 0  # of the PICs: those with level events, as bits
-        self._delayed: dict[IrqEventIndex, int] = {}  # how many signals
-        self._delayed_trigger = Event()
         self._timer = IrqEdgeEvent()
         self.events.append(TIMER_GSI, self._timer, TIMER_SOURCE)
 
@@ -123,7 +123,8 @@ class Board:
     def register(self, gsi: int, event: IrqEdgeEvent | IrqLevelEvent, source: IrqEventSource) -> IrqEventIndex:
         """Add to the event table."""
         index = self.events.append(gsi, event, source)
-        self._find_level_lines()
+        if isinstance(event, IrqLevelEvent):
+            self._find_level_lines()
         return index
 
     def unregister(self, gsi: int, trigger: Event) -> bool:
@@ -131,11 +132,13 @@ class Board:
         slot = self.events.remove(gsi, trigger)
         if slot is None:
             return False
-        self._find_level_lines()
-        if slot.resample is not None and not any(s.gsi == gsi and s.resample for s in self.events.slots()):
-            with self.ioapic_lock, self.lock:
-                self._assert(gsi, _RESAMPLED, False)
-        slot.close()  # whoever found it in the table had the lock, and is done
+        if slot.resample is not None:
+            self._find_level_lines()
+            if not any(s.gsi == gsi and s.resample for s in self.events.slots()):
+                with self.ioapic_lock, self.lock:
+                    self._assert(gsi, _RESAMPLED, False)
+        with self.lock:  # a thread that found it in the table had the lock, and is done
+            slot.close()
         return True
 
     def _find_level_lines(self) -> None:
@@ -148,42 +151,41 @@ class Board:
 
     def service_event(self, index: IrqEventIndex) -> None:
         """Serve a token. An event that is not signalled any more does nothing."""
-        with self.lock:  # so that nobody closes the event meanwhile
+        with self.lock:  # so that no thread closes the event meanwhile
             slot = self.events.slot(index, subject=self.name)
             if slot is None or not (signals := slot.trigger.reset()):
                 return
+            if slot.gsi not in self._ioapic_gsis:
+                self._signalled(slot, signals)
+                return
+            self.ioapic_lock.delay(index, signals)
+        self._serve_delayed()
+
+    def process_delayed(self) -> None:
+        """Serve the events that found the IOAPIC busy. If it still is, its release makes the token readable again."""
+        with self.lock:
+            self.ioapic_lock.withdraw()
+        self._serve_delayed()
+
+    def _serve_delayed(self) -> None:
         if not self.ioapic_lock.acquire(blocking=False):
-            with self.lock:
-                self._delayed[index] = self._delayed.get(index, 0) + signals
-                self._delayed_trigger.signal()
             return
         try:
             with self.lock:
-                if self.events.slot(index) is slot:  # else it would assert a line that nobody lowers
-                    self._signalled(slot, signals)
-        finally:
-            self.ioapic_lock.release()
-
-    def process_delayed(self) -> None:
-        """Serve the events that found the IOAPIC busy, unless it still is."""
-        if not self.ioapic_lock.acquire(blocking=False):
-            return  # the trigger stays signalled
-        try:
-            with self.lock:
-                delayed, self._delayed = self._delayed, {}
-                self._delayed_trigger.reset()
-                for index, signals in delayed.items():
-                    if (slot := self.events.slot(index)) is not None:
+                while (delayed := self.ioapic_lock.next_delayed()) is not None:
+                    index, signals = delayed
+                    if (slot := self.events.slot(index)) is not None:  # else it would assert a line that nothing lowers
                         self._signalled(slot, signals)
         finally:
             self.ioapic_lock.release()
 
-    def delayed_token(self) -> Event:
-        """A clone of what is readable while events are delayed."""
-        return self._delayed_trigger.clone()
+    def events_delayed(self) -> bool:
+        """Whether events wait for the IOAPIC."""
+        with self.lock:
+            return self.ioapic_lock.any_delayed()
 
     def _signalled(self, slot: EventSlot, signals: int) -> None:
-        """Serve `signals` of an event, which are one interrupt. With both locks."""
+        """Serve `signals` of an event, which are one interrupt. With `lock`, and that of an IOAPIC that it reaches."""
         self._count(slot.gsi, signals)
         if slot.resample is not None:
             self._assert(slot.gsi, _RESAMPLED, True)
@@ -196,11 +198,19 @@ class Board:
 
     def service_irq(self, gsi: int, level: bool) -> None:
         """Drive a GSI directly; an MSI is sent when `level` is true."""
+        if gsi not in self._ioapic_gsis:
+            with self.lock:
+                if gsi not in self._ioapic_gsis:  # the routes may have changed
+                    self._drive_directly(gsi, level)
+                    return
         with self.ioapic_lock, self.lock:
-            if level:
-                self._count(gsi, 1)
-                self._send(gsi)
-            self._assert(gsi, _DIRECT, level)
+            self._drive_directly(gsi, level)
+
+    def _drive_directly(self, gsi: int, level: bool) -> None:
+        if level:
+            self._count(gsi, 1)
+            self._send(gsi)
+        self._assert(gsi, _DIRECT, level)
 
     def _count(self, gsi: int, signals: int) -> None:
         if self.routes[gsi]:  # the host may name any number
@@ -229,7 +239,7 @@ class Board:
                 self._deliver(message)
 
     def _assert(self, gsi: int, who: int, level: bool) -> None:
-        """Let `who` assert or release `gsi`, and drive its pins. With both locks.
+        """Let `who` assert or release `gsi`, and drive its pins. With `lock`, and that of an IOAPIC that it reaches.
 
         A level event waits for a route; all else is lost without one.
         """
@@ -246,7 +256,7 @@ class Board:
             del self._asserted[gsi]
 
     def _drive(self, sources: Iterable[object], who: int) -> None:
-        """Put pins high if `who` or anybody else asserts them. With both locks."""
+        """Put pins high if `who` or another one asserts them. With `lock`, and for the IOAPIC's with `ioapic_lock`."""
         for source in sources:
             if not isinstance(source, PinSource):
                 continue
@@ -315,8 +325,11 @@ class Board:
         """Resample the lines whose interrupts the PICs have ended. With no lock, after a vCPU used the PICs."""
         if not self.pic.ended:
             return
-        with self.ioapic_lock, self.lock:
+        with self.lock:
             ended, self.pic.ended = self.pic.ended & self._level_lines, 0
+        if not ended:
+            return
+        with self.ioapic_lock, self.lock:  # a GSI with a pin here may have one of the IOAPIC, too
             while ended:
                 line = ended.bit_length() - 1
                 ended ^= 1 << line
@@ -357,8 +370,16 @@ class Board:
             self._find_level_lines()
         return routes
 
+    def _set_routes(self, routes: RoutingTable) -> None:
+        self.routes = routes
+        sources = ((route.gsi, route.source) for route in routes)
+        self._ioapic_gsis = frozenset(
+            gsi for gsi, pin in sources if isinstance(pin, PinSource) and pin.chip is IrqSourceChip.IOAPIC
+        )
+
     def _exchange_routes(self, routes: RoutingTable) -> None:
-        old, self.routes = self.routes, routes
+        old = self.routes
+        self._set_routes(routes)
         moved = [gsi for gsi in self._asserted if old[gsi] != routes[gsi]]
         lost = {gsi: [source for source in old[gsi] if source not in routes[gsi]] for gsi in moved}
         asked = {gsi for gsi in moved if lost[gsi] and self._asserted[gsi] & _RESAMPLED}
@@ -375,11 +396,13 @@ class Board:
 
     def expire(self) -> int | None:
         """Let PIT and IOAPIC catch up with the time; when to call this again, None for never."""
-        with self.ioapic_lock:
-            now = self.clock.now()
-            if self.ioapic.wake_at is not None and self.ioapic.wake_at <= now:
-                self._carry_out(self.ioapic.expire(now))
-            deadlines = [self.ioapic.wake_at]
+        deadlines: list[int | None] = []
+        if self.ioapic.wake_at is not None:  # `deadline_changed` is called after it was set
+            with self.ioapic_lock:
+                now = self.clock.now()
+                if self.ioapic.wake_at is not None and self.ioapic.wake_at <= now:
+                    self._carry_out(self.ioapic.expire(now))
+                deadlines.append(self.ioapic.wake_at)
         with self.lock:
             deadlines.append(self._follow_pit())
         return min((when for when in deadlines if when is not None), default=None)
@@ -472,5 +495,5 @@ class Board:
         """Close all events."""
         with self.lock:
             self.events.close()
+            self.ioapic_lock.close()
         self._timer.close()
-        self._delayed_trigger.close()

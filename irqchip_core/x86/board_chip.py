@@ -200,7 +200,12 @@ class BoardChip(IrqChipX86_64):
     @override
     def irq_delayed_event_token(self) -> Event:
         self._check_open()
-        return self._board.delayed_token()
+        return self._board.ioapic_lock.token()
+
+    @property
+    @override
+    def events_delayed(self) -> bool:
+        return self._board.events_delayed()
 
     # Lines and routes
 

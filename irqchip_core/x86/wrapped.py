@@ -152,6 +152,11 @@ class WrappedIrqChip(IrqChipX86_64):
     def irq_delayed_event_token(self) -> Event | None:
         return self.inner.irq_delayed_event_token()
 
+    @property
+    @override
+    def events_delayed(self) -> bool:
+        return self.inner.events_delayed
+
     @override
     def check_capability(self, capability: IrqChipCap) -> bool:
         return self.inner.check_capability(capability)

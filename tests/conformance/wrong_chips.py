@@ -17,7 +17,7 @@ from irqchip_core.chip import IrqChip, IrqChipCap, MPState
 from irqchip_core.errors import InvalidArgument, InvalidRoute, IrqChipError, UnknownVcpu, WrongType
 from irqchip_core.event_table import EventSlot, EventTable
 from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
-from irqchip_core.routes import IrqRoute, IrqSourceChip, MsiSource, PinSource
+from irqchip_core.routes import IrqRoute, IrqSourceChip, MsiSource, PinSource, RoutingTable
 from irqchip_core.vcpu import Vcpu, Vm
 from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86 import msi
@@ -124,13 +124,18 @@ class AllOfAGsiUnregistered(UserspaceIrqChip):
 
 
 class EveryEventDelayedAndLost(Board):
-    def service_event(self, index: IrqEventIndex) -> None:
-        slot = self.events.slot(index, subject=self.name)
-        if slot is not None and slot.trigger.reset():
-            self._delayed_trigger.signal()
+    def _serve_delayed(self) -> None:
+        with self.lock:
+            while self.ioapic_lock.next_delayed() is not None:
+                pass
 
-    def process_delayed(self) -> None:
-        self._delayed_trigger.reset()
+
+class MessagesNeedTheIoapic(Board):
+    """Every event is delayed while the IOAPIC is busy, that of a message too."""
+
+    def _set_routes(self, routes: RoutingTable) -> None:
+        super()._set_routes(routes)
+        self._ioapic_gsis = frozenset(route.gsi for route in routes)
 
 
 class ServiceWaitsForASignal(UserspaceIrqChip):

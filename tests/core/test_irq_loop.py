@@ -224,6 +224,34 @@ def test_registration_storm_from_several_threads_loses_nothing() -> None:
         assert sorted(chip.served) == sorted([*range(4)] * rounds)
 
 
+def test_flush_waits_for_delayed_events_and_does_not_spin() -> None:
+    class Busy(TableChip):
+        looks = 0
+        busy = True
+
+        @property
+        def events_delayed(self) -> bool:
+            self.looks += 1
+            looked.set()
+            return self.busy
+
+    looked, answers = threading.Event(), list[bool]()
+    with Busy() as chip, IrqLoop(chip) as loop, IrqEdgeEvent() as event:
+        chip.register_edge_irq_event(4, event, SOURCE)
+        flusher = threading.Thread(target=lambda: answers.append(loop.flush(10)))
+        flusher.start()
+        assert looked.wait(5)
+        for _ in range(5):
+            event.trigger()
+            assert chip.progress.acquire(timeout=5)
+        assert answers == []
+        assert chip.looks <= 10
+        chip.busy = False
+        chip.delayed.signal()
+        flusher.join()
+    assert answers == [True]
+
+
 async def _serve_in_asyncio(chip: TableChip, before: IrqEdgeEvent, after: IrqEdgeEvent) -> None:
     async def progress(count: int) -> None:
         for _ in range(count):

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from irqchip_core.events import IrqEdgeEvent, IrqLevelEvent
+from irqchip_core.irq_loop import IrqLoop
 from irqchip_core.routes import IrqRoute, default_routes
 from irqchip_core.testing import FakeVcpu
-from tests.userspace.test_chip import LAPIC, SOURCE, Board
+from tests.userspace.test_chip import IOAPIC, LAPIC, SOURCE, Board
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -29,6 +30,9 @@ class LockWithVisitor:
 
     def __init__(self, lock: Any, visit: Callable[[], object]) -> None:
         self._lock, self._visit = lock, visit
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lock, name)
 
     def acquire(self, blocking: bool = True) -> bool:
         visit, self._visit = self._visit, lambda: None
@@ -134,3 +138,51 @@ def test_what_came_before_there_was_a_vcpu_is_injected_before_its_first_entry(bo
     chip.add_vcpu(0, vcpu)
     chip.wait_until_runnable(vcpu)
     assert vcpu.injected == [0x50]
+
+
+def test_nothing_is_lost_while_vcpus_fight_for_the_ioapic(board: Board) -> None:
+    chip, over = board.chip, threading.Event()
+    board.redirect(5, 0x45)
+    board.redirect(10, 0x804A)
+    chip.route_irq(IrqRoute.msi(24, LAPIC, 0x50))
+    accesses, rounds = [0, 0, 0], 0
+    process = chip.process_delayed_irq_events
+
+    def counted() -> None:
+        nonlocal rounds
+        rounds += 1
+        process()
+
+    def access(vcpu_id: int) -> None:
+        bus = board.mmio.for_vcpu(vcpu_id)
+        while not over.is_set():
+            bus.read(IOAPIC, 4)
+            accesses[vcpu_id] += 1
+
+    chip.process_delayed_irq_events = counted  # type: ignore[method-assign]
+    threads = [threading.Thread(target=access, args=(vcpu_id,)) for vcpu_id in range(len(accesses))]
+    interval = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1e-6)
+        for thread in threads:
+            thread.start()
+        with IrqEdgeEvent() as edge, IrqLevelEvent() as level, IrqEdgeEvent() as message, IrqLoop(chip) as loop:
+            for gsi, event in ((5, edge), (10, level), (24, message)):
+                board.register(gsi, event)
+            for _ in range(300):
+                for event in (edge, level, message):
+                    event.trigger()
+                assert loop.flush(20)
+                taken = []
+                while vectors := board.inject():
+                    taken += vectors
+                    board.eoi()
+                assert taken == [0x50, 0x4A, 0x45]
+                assert level.clear_resample(0)
+            assert loop.failed == 0
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+    assert 0 < rounds < sum(accesses)  # events were delayed, and few rounds were in vain

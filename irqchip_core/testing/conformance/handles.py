@@ -113,7 +113,14 @@ class Basics(Scenarios):
 
     def test_numbers_of_pins_are_kept(self) -> None:
         """After `finalize_devices` devices get the free numbers from the number of pins up, each of them once."""
-        pins = _pins(self.boot().chip)
+        machine = self.boot()
+        pins = _pins(machine.chip)
+        check_equal(
+            machine.allocator.allocate_irq(), pins, "the first number after finalize_devices is the number of pins"
+        )
+        machine.chip.route_irq(IrqRoute.msi(pins, MSI_ADDRESS_BASE, 0x51))
+        machine.edge(pins).trigger()
+        machine.cpu.expect(0x51, rule="the first number after finalize_devices carries a message")
         for allocator, due in (
             (SystemAllocator(), [pins, pins + 2, pins + 3]),
             (SystemAllocator(first=5), [pins, pins + 2, pins + 3]),

@@ -6,10 +6,12 @@ import threading
 
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.events import IrqEventIndex
+from irqchip_core.routes import IrqRoute
 from irqchip_core.testing.bench import IOREGSEL, SOURCE, Bench
 from irqchip_core.testing.conformance.base import Scenarios
 from irqchip_core.testing.guest_cpu import Eoi
 from irqchip_core.testing.verdict import NotApplicable, accepted, check, check_equal, refused
+from irqchip_core.x86.msi import MSI_ADDRESS_BASE
 
 IN_KERNEL = "needs events that user space serves (a register call that returns an index); here the kernel serves them"
 PAUSE = 0.00002  # seconds between two accesses of a guest that polls
@@ -182,6 +184,37 @@ class Tokens(Scenarios):
         finally:
             stop.set()
             reader.join()
+
+    def test_messages_while_the_ioapic_is_busy(self) -> None:
+        """A message has nothing to do with the IOAPIC: `service_irq_event` sends it while vCPUs keep that busy."""
+        machine = self._served()
+        if not machine.ioapic_in_chip:
+            raise NotApplicable("needs an IOAPIC in the chip; the hypervisor's own is never too busy")
+        machine.chip.route_irq(IrqRoute.msi(5, MSI_ADDRESS_BASE, 0x51))
+        event = machine.edge(5)
+        index = machine.indices[-1]
+        assert index is not None
+        stop = threading.Event()
+        bus = machine.mmio_bus.for_vcpu(0)
+
+        def read() -> None:
+            while not stop.is_set():
+                bus.read(IOREGSEL, 4)
+
+        readers = [threading.Thread(target=read, daemon=True) for _ in range(2)]
+        for reader in readers:
+            reader.start()
+        try:
+            for _ in range(40):
+                event.trigger()
+                machine.chip.service_irq_event(index)
+                rule = "service_irq_event sends a message at once (does it wait for the IOAPIC?)"
+                machine.cpu.expect_next(0x51, rule=rule)
+                machine.cpu.end(Eoi.LAPIC)
+        finally:
+            stop.set()
+            for reader in readers:
+                reader.join()
 
     def test_tokens_where_the_kernel_serves(self) -> None:
         """Where registration returns no index, there is no token at all."""
