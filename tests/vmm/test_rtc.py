@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irqchip_vmm.device_loop import FEW_TIMERS, DeviceLoop
-from irqchip_vmm.devices.rtc import NS, UIP_NS, Rtc, periodic_ns
+from irqchip_vmm.devices.rtc import NS, TIME_BASE, UIP_NS, Rtc, period
 from tests.vmm.fakes import FakeTimers, Port
 
 START = calendar.timegm((2024, 2, 28, 23, 59, 58))  # a Wednesday before a leap day
@@ -17,6 +17,7 @@ A, B, C, D = 0x0A, 0x0B, 0x0C, 0x0D
 SET, PIE, AIE, UIE, BINARY, H24 = 0x80, 0x40, 0x20, 0x10, 0x04, 0x02
 IRQF, PF, AF, UF = 0x80, 0x40, 0x20, 0x10
 UIP = 0x80
+PERIOD_NS = period(6) * NS // TIME_BASE
 
 
 class Rig:
@@ -178,20 +179,33 @@ def test_update_in_progress_just_before_each_second() -> None:
     assert seen == [0, 0, 1, 1, 0]
 
 
+@pytest.mark.parametrize("seconds", [0, 3600])
 @pytest.mark.parametrize(("rate", "hertz"), [(1, 256), (2, 128), (3, 8192), (6, 1024), (15, 2)])
-def test_periodic_rates(rate: int, hertz: int) -> None:
-    assert periodic_ns(rate) == NS // hertz
+def test_periodic_rates_do_not_drift_from_the_seconds(rate: int, hertz: int, seconds: int) -> None:
+    rig = Rig()
+    start = rig.timers.now() + seconds * NS
+    rig[A] = 0x20 | rate
+    rig[B] = PIE | H24
+    rig.timers.advance(seconds * NS)
+    assert rig[C] & PF == (PF if seconds else 0)
+    before = rig.irqs
+    for number in range(1, 4):
+        rig.timers.advance(start - -number * NS // hertz - rig.timers.now() - 1)
+        assert rig.irqs == before + number - 1
+        rig.timers.advance(1)
+        assert rig.irqs == before + number
+        assert rig[C] & PF
 
 
 def test_periodic_interrupt_comes_once_until_c_is_read() -> None:
     rig = Rig()
     rig[B] = PIE | H24
-    rig.timers.advance(10 * periodic_ns(6))
+    rig.timers.advance(10 * PERIOD_NS)
     assert rig.irqs == 1
     assert rig.timers.armed() == []  # nothing more to do until the guest reads C
     assert rig[C] & (IRQF | PF) == IRQF | PF
     assert rig[C] & IRQF == 0
-    rig.timers.advance(periodic_ns(6))
+    rig.timers.advance(PERIOD_NS)
     assert rig.irqs == 2
 
 

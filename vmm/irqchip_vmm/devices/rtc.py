@@ -45,6 +45,7 @@ D_VRT = 0x80
 PM = 0x80  # in hours of a 12-hour clock
 
 NS = 1_000_000_000
+TIME_BASE = 32768  # Hz
 UIP_NS = 244_000  # update in progress is set this long before the update
 DAY_SECONDS = 86400
 RELEASED_NS = NS // 2
@@ -52,12 +53,11 @@ RELEASED_NS = NS // 2
 BASE_MEMORY_KIB = 640
 
 
-def periodic_ns(rate: int) -> int:
-    """Nanoseconds between periodic interrupts for the rate in register A; 0 for none (data sheet, table 5)."""
+def period(rate: int) -> int:
+    """Cycles of the time base between periodic interrupts for the rate in register A; 0 for none (table 5)."""
     if rate == 0:
         return 0
-    shift = rate + 7 if rate <= 2 else rate  # rates 1 and 2 repeat 8 and 9
-    return (NS << shift - 1) // 32768
+    return 1 << (rate + 6 if rate <= 2 else rate - 1)  # rates 1 and 2 repeat 8 and 9
 
 
 class Rtc(BusDevice):
@@ -234,8 +234,9 @@ class Rtc(BusDevice):
     def _next_events(self, since: int) -> list[tuple[int, int]]:
         """Each flag that will be set after `since`, and when first."""
         events = []
-        if (period := periodic_ns(self._ram[A] & A_RATE)) and not self._held():  # SET does not stop it
-            events.append((C_PF, since + period - (since - self._start) % period))
+        if (cycles := period(self._ram[A] & A_RATE)) and not self._held():  # SET does not stop it
+            passed = (since - self._start) * TIME_BASE // NS // cycles
+            events.append((C_PF, self._start - -(passed + 1) * cycles * NS // TIME_BASE))
         if self._running():
             update = since + NS - (since - self._start) % NS
             events.append((C_UF, update))
