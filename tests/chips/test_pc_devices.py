@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from irqchip_core.bus import Access, Bus, BusDevice
 from irqchip_core.clock import Clock, VirtualClock
-from irqchip_core.x86.state import PitChannelState, PitRwMode, PitState
+from irqchip_core.x86.state import PitChannelState, PitRwMode, PitRwState, PitState
 from irqchip_vmm import Machine, Outcome, load_file
 from irqchip_vmm.devices.speaker import SpeakerPort
 from tests.guests.assemble import GUESTS
@@ -79,8 +79,15 @@ def test_the_vmm_has_port_0x61_for_a_chip_without(monkeypatch: pytest.MonkeyPatc
 def test_the_vmm_s_gate_of_counter_2_stops_it() -> None:
     """As GRUB waits: the count is written while the gate is low."""
     clock = VirtualClock(5 * PULSES_NS)
-    counter = PitChannelState(count=0x8000, rw_mode=PitRwMode.BOTH, count_load_time=clock.now())
-    state = PitState([PitChannelState(), PitChannelState(), counter])
+    counter = PitChannelState(
+        count=0x8000,
+        mode=0,
+        rw_mode=PitRwMode.BOTH,
+        read_state=PitRwState.WORD0,
+        write_state=PitRwState.WORD0,
+        count_load_time=clock.now(),
+    )
+    state = PitState([PitChannelState(gate=True), PitChannelState(gate=True), counter])
     bus = Bus()
     bus.insert(SpeakerPort(mock.Mock(get_pit=lambda: copy.deepcopy(state)), clock), 0x61, 1)
 
