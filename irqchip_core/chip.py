@@ -7,7 +7,9 @@ in `irqchip_core.x86.chip`.
 
 A GSI ("irq" in the argument names) is a line of the machine: 0-23 are the legacy lines, those above are
 given out for MSIs. Every method may be called from any thread, except where it takes a vCPU: those
-belong to that vCPU's thread. A caller's mistake raises an `IrqChipError` and changes nothing.
+belong to that vCPU's thread. "Any" includes state of a vCPU that executes guest code: where the hypervisor has that
+state, the vCPU is taken out of the guest for it, and its `run` returns `InterruptedExit`. A caller's mistake raises an
+`IrqChipError` and changes nothing.
 """
 
 from __future__ import annotations

@@ -298,6 +298,11 @@ FAULTS: list[tuple[Maker, str, str]] = [
     ),
     # Handles, state and arguments
     (
+        wrong.BusyWhileItExecutes,
+        "state_while_vcpus_execute",
+        "state is read and set from any thread, also while vCPUs execute, but it raised HypervisorError: .*it executes",
+    ),
+    (
         wrong.NumberBurnt,
         "numbers_of_pins_are_kept",
         "the first number after finalize_devices is the number of pins, but it is 25 and not 24",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from typing import Any, Self
@@ -13,8 +14,8 @@ import irqchip_core.x86.board_chip
 import irqchip_userspace.chip
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus, BusDevice
-from irqchip_core.chip import IrqChip, IrqChipCap, MPState
-from irqchip_core.errors import InvalidArgument, InvalidRoute, IrqChipError, UnknownVcpu, WrongType
+from irqchip_core.chip import IrqChip, IrqChipCap, MPState, VcpuRunState
+from irqchip_core.errors import HypervisorError, InvalidArgument, InvalidRoute, IrqChipError, UnknownVcpu, WrongType
 from irqchip_core.event_table import EventSlot, EventTable
 from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
 from irqchip_core.routes import IrqRoute, IrqSourceChip, MsiSource, PinSource, RoutingTable
@@ -557,6 +558,28 @@ class FinalizedTwice(UserspaceIrqChip):
     def finalize_devices(self, allocator: SystemAllocator, io_bus: Bus, mmio_bus: Bus) -> None:
         with suppress(InvalidArgument):
             super().finalize_devices(allocator, io_bus, mmio_bus)
+
+
+class BusyWhileItExecutes(UserspaceIrqChip):
+    """As requests of a hypervisor are refused while a vCPU is in the guest."""
+
+    def __init__(self, vm: Vm, vcpu_count: int) -> None:
+        super().__init__(vm, vcpu_count)
+        self._executing: set[int] = set()
+
+    def wait_until_runnable(self, vcpu: Vcpu) -> VcpuRunState:
+        state = super().wait_until_runnable(vcpu)
+        self._executing.add(vcpu.id)
+        return state
+
+    def inject_interrupts(self, vcpu: Vcpu) -> None:
+        self._executing.discard(vcpu.id)
+        super().inject_interrupts(vcpu)
+
+    def get_lapic_state(self, vcpu_id: int) -> LapicState:
+        if vcpu_id in self._executing:
+            raise HypervisorError("it executes", call="KVM_GET_LAPIC", errno=errno.EBUSY, subject="vCPU")
+        return super().get_lapic_state(vcpu_id)
 
 
 class StaleClone(UserspaceIrqChip):

@@ -1,15 +1,15 @@
 """A virtual processor of KVM: runs guest code, is kicked, holds registers and a local APIC.
 
-Only the vCPU's own thread uses it, except for `KvmVcpu.kick`, `KvmVcpu.close` and the readers of state while it
-does not run. What an exit means is in `exits`; how the kernel is called, in `ioctl`.
+Only the vCPU's own thread uses it, except for `KvmVcpu.kick` and `KvmVcpu.close`, and for state while it does not run:
+`KvmVcpu.stopped` sees to that. What an exit means is in `exits`; how the kernel is called, in `ioctl`.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 from irqchip_core.arguments import check_int, check_type
@@ -25,6 +25,7 @@ from irqchip_kvm.exits import DECODERS, INTERRUPTED
 from irqchip_kvm.ioctl import Buffer, Handle, address_of, buffer, this_thread
 from irqchip_kvm.problems import failure
 from irqchip_kvm.records import VcpuEvents
+from irqchip_kvm.run_lock import RunLock
 
 if TYPE_CHECKING:
     from irqchip_kvm.vm import KvmVm
@@ -35,6 +36,8 @@ _U64 = (1 << 64) - 1
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that `KvmVcpu.close` waits for a `run` on another thread to come back."""
+STOP_TIMEOUT = 5.0
+"""Seconds that `KvmVcpu.stopped` waits for that, and before for other threads that want the same."""
 
 # Looked up once: run() is the hot path.
 _KVM_RUN = abi.KVM_RUN
@@ -64,7 +67,8 @@ class KvmVcpu:
         self._this_thread = this_thread()
         self._kicked = False  # whether immediate_exit is a kick's
         self._completing = False
-        self._running = threading.Lock()
+        self._run_lock = RunLock()
+        self._running, self._wanted = self._run_lock.owner, self._run_lock.wanted
         self._runner = 0  # native id of the thread inside run(), or 0
         self._readiness_known = False
         self._queued: int | None = None  # what interrupt() gave to the kernel last
@@ -98,7 +102,7 @@ class KvmVcpu:
             Closed: The vCPU is closed, or was closed meanwhile.
             HypervisorError: KVM_RUN failed, or another thread is in `run` (EBUSY).
         """
-        if not self._running.acquire(False):
+        if (self._wanted or not self._running.acquire(False)) and not self._run_lock.take_in_turn():
             if self._handle.closed:  # close() may have the lock for a moment
                 raise Closed(f"{self._handle.subject} is closed", subject=_KVM_RUN.name)
             raise self._busy(_KVM_RUN)
@@ -175,6 +179,23 @@ class KvmVcpu:
             self._running.release()
             self._vm.forget_vcpu(self)
 
+    @contextmanager
+    def stopped(self) -> Iterator[Self]:
+        """This vCPU, kept out of guest code meanwhile: its state can be read and set. From any thread.
+
+        A `run` that is under way returns `InterruptedExit`, as after `kick`; one that begins waits. Not to be nested.
+
+        Raises:
+            HypervisorError: `run` did not come back within `STOP_TIMEOUT` seconds (EBUSY).
+        """
+        if self._runner == self._this_thread.native_id:  # in a signal handler, which has come between KVM_RUN and here
+            yield self
+            return
+        with self._run_lock.borrowed(self.kick, STOP_TIMEOUT) as borrowed:
+            if not borrowed:
+                raise self._busy(_KVM_RUN)
+            yield self
+
     def __enter__(self) -> Self:
         return self
 
@@ -187,11 +208,11 @@ class KvmVcpu:
             call=request.name,
             errno=errno.EBUSY,
             subject=self._handle.subject,
-            remedy="use a vCPU on its own thread only, or kick it and wait for its run() to return",
+            remedy="use a vCPU on its own thread, or inside its stopped()",
         )
 
     def _call(self, request: abi.Request, argument: int | Buffer = 0) -> int:
-        if self._runner:  # the kernel would block us until the guest exits
+        if self._runner and self._runner != self._this_thread.native_id:  # KVM would wait until the guest exits
             raise self._busy(request)
         return self._handle.call(request, argument)
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from irqchip_core.arguments import check_int, check_type
-from irqchip_core.chip import IrqChipCap
+from irqchip_core.chip import IrqChipCap, MPState
 from irqchip_core.errors import InvalidArgument, UnknownVcpu, WrongType
 from irqchip_core.hookspecs import Probe
 from irqchip_core.vcpu import Vcpu, Vm
 from irqchip_core.x86.lapic_registers import IA32_APIC_BASE, IA32_TSC_DEADLINE
 from irqchip_core.x86.state import LapicState
-from irqchip_core.x86.state_checks import check_lapic
+from irqchip_core.x86.state_checks import check_lapic, check_mp_state
 from irqchip_kvm.abi import Cap
 from irqchip_kvm.vcpu import KvmVcpu
 from irqchip_kvm.vm import KvmVm
@@ -130,29 +130,46 @@ class VcpuSlots:
         """Every vCPU, by number. Raises `UnknownVcpu` if one was not added."""
         return [self[vcpu_id] for vcpu_id in range(len(self._vcpus))]
 
+    # State, from any thread: a vCPU that executes is stopped for it.
+
+    def get_mp_state(self, vcpu_id: int) -> MPState:
+        with self[vcpu_id].stopped() as vcpu:
+            return vcpu.get_mp_state()
+
+    def set_mp_state(self, vcpu_id: int, state: MPState) -> None:
+        vcpu = self[vcpu_id]
+        check_mp_state(state, subject=self._subject)
+        with vcpu.stopped():
+            vcpu.set_mp_state(state)
+
     # The local APIC's record includes what KVM keeps in MSRs.
 
     def get_lapic_state(self, vcpu_id: int) -> LapicState:
-        vcpu = self[vcpu_id]
-        state = vcpu.get_lapic_state()
-        msrs = vcpu.get_msrs([IA32_APIC_BASE, IA32_TSC_DEADLINE])
+        with self[vcpu_id].stopped() as vcpu:
+            state = vcpu.get_lapic_state()
+            msrs = vcpu.get_msrs([IA32_APIC_BASE, IA32_TSC_DEADLINE])
         state.apic_base, state.tsc_deadline = msrs[IA32_APIC_BASE], msrs[IA32_TSC_DEADLINE]
         return state
 
     def set_lapic_state(self, vcpu_id: int, state: LapicState) -> None:
         vcpu = self[vcpu_id]
         check_lapic(state, vcpu_id, x2apic=True, subject=self._subject)
-        if state.apic_base is not None:  # first: it says in which mode the registers are
-            vcpu.set_msrs({IA32_APIC_BASE: state.apic_base})
-        vcpu.set_lapic_state(state)
-        if state.tsc_deadline:
-            vcpu.set_msrs({IA32_TSC_DEADLINE: state.tsc_deadline})
+        with vcpu.stopped():
+            if state.apic_base is not None:  # first: it says in which mode the registers are
+                vcpu.set_msrs({IA32_APIC_BASE: state.apic_base})
+            vcpu.set_lapic_state(state)
+            if state.tsc_deadline:
+                vcpu.set_msrs({IA32_TSC_DEADLINE: state.tsc_deadline})
 
     # The vector that is injected and not yet delivered is in no record of a controller.
 
     def interrupt_bitmaps(self) -> tuple[int, ...]:
         """Of each vCPU, as a bit, the vector that is injected but not yet delivered."""
-        return tuple(vcpu.get_sregs().interrupt_bitmap for vcpu in self.all())
+        bitmaps = []
+        for one in self.all():
+            with one.stopped() as vcpu:
+                bitmaps.append(vcpu.get_sregs().interrupt_bitmap)
+        return tuple(bitmaps)
 
     def check_chip_specific(self, data: Any, kind: type[Any], vcpu_count: int) -> None:
         """Refuse what is no `kind` with `interrupt_bitmaps` of `vcpu_count` vCPUs, or if there are not as many here."""
@@ -175,7 +192,8 @@ class VcpuSlots:
 
     def set_interrupt_bitmaps(self, bitmaps: Sequence[int]) -> None:
         """Inject again what was not delivered."""
-        for vcpu, bitmap in zip(self.all(), bitmaps, strict=True):
-            sregs = vcpu.get_sregs()
-            sregs.interrupt_bitmap = bitmap
-            vcpu.set_sregs(sregs)
+        for one, bitmap in zip(self.all(), bitmaps, strict=True):
+            with one.stopped() as vcpu:
+                sregs = vcpu.get_sregs()
+                sregs.interrupt_bitmap = bitmap
+                vcpu.set_sregs(sregs)

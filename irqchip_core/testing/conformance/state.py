@@ -7,16 +7,21 @@ from attrs import evolve
 from irqchip_core.chip import IrqChipCap, MPState
 from irqchip_core.errors import InvalidArgument, IrqChipError, UnknownVcpu
 from irqchip_core.routes import IrqRoute
+from irqchip_core.testing.agent import Operation
 from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.conformance.base import Scenarios, needs
 from irqchip_core.testing.conformance.timers import BOTH_BYTES, MODE_2, start, start_pit, ticks
+from irqchip_core.testing.conformance.vcpus import woken
 from irqchip_core.testing.guest_cpu import Eoi, GuestCpu
-from irqchip_core.testing.verdict import check, check_equal, refused
+from irqchip_core.testing.verdict import accepted, check, check_equal, refused, until
 from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86.msi import MSI_ADDRESS_BASE
 from irqchip_core.x86.state import PicSelect
 
 MOVED = "what was pending when the state was saved is pending where it is restored"
+
+
+STATES_IN_TURN = 30
 
 
 def move(saved: Bench, target: Bench) -> None:
@@ -202,6 +207,37 @@ class State(Scenarios):
         machine.chip.set_mp_state(1, MPState.INIT_RECEIVED)
         move(machine, other)
         check_equal(other.chip.get_mp_state(1), MPState.INIT_RECEIVED, "a snapshot has the MP states")
+
+    @needs(IrqChipCap.MP_STATE_GET_SET)
+    def test_state_while_vcpus_execute(self) -> None:
+        """State is read and set from another thread while one vCPU executes and another sleeps; both go on."""
+        machine = self.boot(vcpus=2)
+        chip = machine.chip
+        spinning, asleep = machine.cpu.background(Operation.SPIN), machine.cpus[1].background(Operation.HALT)
+        until(machine.cpu.mailbox.result, machine.patience, "the guest executes")
+        until(
+            lambda: chip.get_mp_state(1) is MPState.HALTED,
+            machine.patience,
+            "get_mp_state is HALTED for one that sleeps",
+        )
+        with accepted("state is read and set from any thread, also while vCPUs execute"):
+            for _ in range(STATES_IN_TURN):
+                chip.snapshot(2)
+                for vcpu_id in range(2):
+                    chip.set_lapic_state(vcpu_id, chip.get_lapic_state(vcpu_id))
+                    chip.set_mp_state(vcpu_id, chip.get_mp_state(vcpu_id))
+                for select in PicSelect:
+                    chip.set_pic_state(select, chip.get_pic_state(select))
+                chip.set_ioapic_state(chip.get_ioapic_state())
+                chip.set_pit(chip.get_pit())
+        check(
+            not spinning.done() and not asleep.done(),
+            "reading and setting state interrupts no guest",
+            "one came to its end",
+        )
+        for cpu, done in zip(machine.cpus, (spinning, asleep), strict=True):
+            machine.send_msi(0x51, destination=cpu.id)
+            woken(cpu, done, 0x51, "a vCPU takes interrupts after its state was read and set")
 
     def test_snapshot_of_another_size(self) -> None:
         """A snapshot for another number of vCPUs is refused, and changes nothing."""

@@ -163,7 +163,6 @@ class Waiting(Scenarios):
     def test_halted_vcpu_wakes_by_an_nmi(self) -> None:
         """So does an NMI."""
         machine = self.boot()
-        need_sleep_in_chip(machine)
         done = machine.cpu.background(Operation.HALT)
         halted = lambda: machine.chip.get_mp_state(0) is MPState.HALTED  # noqa: E731
         until(halted, machine.patience, "a vCPU that executed HLT becomes HALTED")  # or HLT would come after the NMI

@@ -27,7 +27,7 @@ from irqchip_core.vcpu import Vcpu, Vm
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.finalization import Finalization
 from irqchip_core.x86.state import IoapicState, LapicState, PicSelect, PicState, PitState
-from irqchip_core.x86.state_checks import check_ioapic, check_mp_state, check_pic, check_pit, check_select
+from irqchip_core.x86.state_checks import check_ioapic, check_pic, check_pit, check_select
 from irqchip_kvm import Irqfds, KvmVm, VcpuSlots
 from irqchip_kvm.abi import PIT_SPEAKER_DUMMY, Cap
 from irqchip_kvm.vcpu_slots import lapic_capabilities, probe_vm
@@ -227,13 +227,11 @@ class KvmKernelIrqChip(IrqChipX86_64):
 
     @override
     def get_mp_state(self, vcpu_id: int) -> MPState:
-        return self._shared.vcpus[vcpu_id].get_mp_state()
+        return self._shared.vcpus.get_mp_state(vcpu_id)
 
     @override
     def set_mp_state(self, vcpu_id: int, state: MPState) -> None:
-        vcpu = self._shared.vcpus[vcpu_id]
-        check_mp_state(state, subject=NAME)
-        vcpu.set_mp_state(state)
+        self._shared.vcpus.set_mp_state(vcpu_id, state)
 
     @override
     def try_clone(self) -> Self:

@@ -27,7 +27,6 @@ from irqchip_core.vcpu import Vcpu, Vm
 from irqchip_core.x86.board_chip import BoardChip
 from irqchip_core.x86.msi import Message, encode_msi
 from irqchip_core.x86.state import MAXIMUM_PINS, LapicState
-from irqchip_core.x86.state_checks import check_mp_state
 from irqchip_kvm import Irqfds, KvmVm, VcpuSlots
 from irqchip_kvm.abi import Cap
 from irqchip_kvm.irqfds import Irqfd
@@ -156,14 +155,12 @@ class KvmSplitIrqChip(BoardChip):
     @override
     def get_mp_state(self, vcpu_id: int) -> MPState:
         self._check_open()
-        return self._vcpus[vcpu_id].get_mp_state()
+        return self._vcpus.get_mp_state(vcpu_id)
 
     @override
     def set_mp_state(self, vcpu_id: int, state: MPState) -> None:
         self._check_open()
-        vcpu = self._vcpus[vcpu_id]
-        check_mp_state(state, subject=NAME)
-        vcpu.set_mp_state(state)
+        self._vcpus.set_mp_state(vcpu_id, state)
         self._pic_output.look_again()
 
     # Events: the kernel's if nothing but a message can come of them, else the board's.

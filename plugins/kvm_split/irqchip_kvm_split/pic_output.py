@@ -81,7 +81,7 @@ class PicOutput:
         with self._board.lock:
             if self._acknowledged is not None or self._vcpu is None:
                 return self._acknowledged
-            return self._vcpu.queued_interrupt()
+            return self._queued()
 
     def restore(self, untaken: int | None) -> None:
         """Go on where another one was, or this one. Before other state of the vCPU is set.
@@ -89,6 +89,11 @@ class PicOutput:
         KVM gives no vector back. One that it has for this vCPU already is the one to restore, or comes in addition.
         """
         with self._board.lock:
-            queued = None if self._vcpu is None else self._vcpu.queued_interrupt()
-            self._acknowledged = None if untaken == queued else untaken
+            self._acknowledged = None if untaken == self._queued() else untaken
         self.look_again()
+
+    def _queued(self) -> int | None:
+        if self._vcpu is None:
+            return None
+        with self._vcpu.stopped() as vcpu:
+            return vcpu.queued_interrupt()
