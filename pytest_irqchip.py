@@ -31,7 +31,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 _found: list[dict[str, Any]] = []
-_results = pytest.StashKey[Any]()
+RESULTS = pytest.StashKey[Any]()
+"""What the scenarios found, after the last one."""
+_unwritten = pytest.StashKey[str]()
 
 
 @pytest.fixture(scope="class")
@@ -81,16 +83,22 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if _found:
         from irqchip_core.testing.conformance.results import Results
 
-        results = session.config.stash[_results] = Results(_found)
+        results = session.config.stash[RESULTS] = Results(_found)
         if path := session.config.getoption("irqchip_json"):
-            results.write(path)
+            try:
+                results.write(path)
+            except OSError as error:
+                session.config.stash[_unwritten] = f"--irqchip-json: cannot write {path}: {error.strerror}"
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if results.differences() and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    results = config.stash.get(_results, None)
+    results = config.stash.get(RESULTS, None)
     if results is not None:
         terminalreporter.section("conformance of interrupt chips", sep="=")
         for line in results.lines():
             terminalreporter.write_line(line)
+        if unwritten := config.stash.get(_unwritten, None):
+            terminalreporter.write_line(unwritten, red=True)

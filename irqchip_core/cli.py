@@ -6,25 +6,29 @@ A user's mistake is one message on standard error and status 2; never a tracebac
 from __future__ import annotations
 
 import argparse
+import contextlib
+import difflib
 import functools
 import importlib.metadata
-import json
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from irqchip_core import json_option
 from irqchip_core.conformance_command import add_conformance
-from irqchip_core.errors import IrqChipError
+from irqchip_core.errors import IrqChipError, UnknownName
 from irqchip_core.hookspecs import Backend
+from irqchip_core.json_option import add_json
 from irqchip_core.loading import time_limit, within
 from irqchip_core.new_backend import add_new_backend
 from irqchip_core.plugins import PluginRecord, Plugins, installed
 from irqchip_core.select_command import add_select
 from irqchip_core.selection import find_backend, find_hypervisor, judge
-from irqchip_core.table import format_table
+from irqchip_core.streams import unread_is_dropped
+from irqchip_core.table import format_table, terminal_width
 from irqchip_core.vms import Vms
 
+CORE = "irqchip-core"
 FAILED = 1
 INTERRUPTED = 130
 USAGE_ERROR = 2
@@ -34,39 +38,45 @@ USAGE_ERROR = 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     if sys.stdout is None or sys.stderr is None:  # started with a closed descriptor
+        _say("standard output and standard error must be open; give /dev/null for what is not wanted")
         return FAILED
     try:
-        status = _main(argv)
-        sys.stdout.flush()
+        with unread_is_dropped():
+            return _main(argv)
     except IrqChipError as error:
-        print(f"irqchip: {error}", file=sys.stderr)
+        _say(str(error))
         return USAGE_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
-    except OSError as error:  # nobody reads, as in `irqchip list | head`, or the disk is full
-        if not isinstance(error, BrokenPipeError):
-            print(f"irqchip: cannot write: {error.strerror}", file=sys.stderr)
-        # What is still buffered cannot be written either; the interpreter must not try when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # the disk is full
+        where = f" {error.filename}" if error.filename else ""
+        _say(f"cannot write{where}: {error.strerror}")
         return FAILED
-    return status
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(f"irqchip: {text}", file=sys.stderr, flush=True)
 
 
 def _main(argv: Sequence[str] | None) -> int:
     plugins = installed()
-    parser = argparse.ArgumentParser(prog="irqchip", description="Interrupt chips for virtual machine monitors.")
-    version = importlib.metadata.version("irqchip-core")
-    parser.add_argument("--version", action="version", version=f"irqchip-core {version}")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parser = argparse.ArgumentParser(
+        prog="irqchip",
+        description="Interrupt chips for virtual machine monitors.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version="\n".join(_versions(plugins)))
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     command = subparsers.add_parser("list", help="show every plugin found, and which can be used here")
-    command.add_argument("--json", action="store_true", help="print JSON")
+    add_json(command)
     command.set_defaults(run=_list)
 
     command = subparsers.add_parser("probe", help="say whether a chip can be used here, and what it can do")
     command.add_argument("name", metavar="NAME", help="name of a backend, as `irqchip list` shows it")
     command.add_argument("--hypervisor", metavar="NAME", help="try it on this hypervisor only")
-    command.add_argument("--json", action="store_true", help="print JSON")
+    add_json(command)
     command.set_defaults(run=_probe)
 
     add_select(subparsers)
@@ -75,9 +85,36 @@ def _main(argv: Sequence[str] | None) -> int:
 
     for record in plugins.records:
         _add_subcommands(plugins, record, subparsers)
-    args = parser.parse_args(argv)
+    parser.set_defaults(run=functools.partial(_help, parser))
+    args = _parse(parser, subparsers.choices, list(sys.argv[1:] if argv is None else argv))
     status: int = args.run(args)
     return status
+
+
+def _help(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    parser.print_help()
+    return 0
+
+
+def _versions(plugins: Plugins) -> list[str]:
+    """Each distribution of irqchip, and each with a plugin."""
+    others = {(record.distribution, record.version) for record in plugins.records} - {("unknown", "unknown")}
+    return [f"{name} {version}" for name, version in [(CORE, importlib.metadata.version(CORE)), *sorted(others)]]
+
+
+def _parse(
+    parser: argparse.ArgumentParser, commands: Mapping[str, argparse.ArgumentParser], words: list[str]
+) -> argparse.Namespace:
+    name = next((word for word in words if not word.startswith("-")), None)
+    if name is not None and name not in commands:
+        near = difflib.get_close_matches(name, commands, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"commands: {', '.join(commands)}"
+        raise UnknownName(f"no command is called {name!r}", name=name, suggestion=next(iter(near), None), remedy=remedy)
+    settled = words if name is None else json_option.settle(commands[name], words)
+    args, left = parser.parse_known_args(settled)
+    if left and not json_option.takes(args, words, left):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    return args
 
 
 def _add_subcommands(
@@ -117,19 +154,14 @@ def _list(args: argparse.Namespace) -> int:
     plugins = installed()
     with Vms(plugins) as vms:
         entries = [_entry(plugins, record, vms) for record in plugins.records]
-    if args.json:
-        print(json.dumps(entries, indent=2))
-        return 0
-    rows = [("KIND", "NAME", "DISTRIBUTION", "API", "HERE")]
-    for entry in entries:
-        head = (
-            entry["kind"],
-            entry["name"],
-            f"{entry['distribution']} {entry['version']}",
-            str(entry["api_version"] or "-"),
-        )
-        rows += [(*head, verdict) for verdict in _verdicts(entry)]
-    print(format_table(rows))
+    json_option.write(args, entries)
+    if json_option.prints_text(args):
+        rows = [("KIND", "NAME", "DISTRIBUTION", "API", "HERE")]
+        for entry in entries:
+            distribution = f"{entry['distribution']} {entry['version']}"
+            for kind, name, verdict in _verdicts(entry):
+                rows.append((kind, name, distribution, str(entry["api_version"] or "-"), verdict))
+        print(format_table(rows, terminal_width()))
     return 0
 
 
@@ -138,6 +170,8 @@ def _entry(plugins: Plugins, record: PluginRecord, vms: Vms) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "kind": "backend" if record.backend else "hypervisor" if record.hypervisor else "plugin",
         "name": offer.name if offer else record.name,
+        "backend": record.backend.name if record.backend else None,
+        "hypervisor": record.hypervisor.name if record.hypervisor else None,
         "distribution": record.distribution,
         "version": record.version,
         "api_version": offer.api_version if offer else None,
@@ -147,20 +181,23 @@ def _entry(plugins: Plugins, record: PluginRecord, vms: Vms) -> dict[str, Any]:
     if record.error is None and record.backend:
         entry["on"] = _on_each_hypervisor(plugins, record.backend, vms)
     if record.error is None and record.hypervisor:
-        vm = vms.of(record.hypervisor.name)
-        entry["viable"] = not isinstance(vm, str)
-        entry["reason"] = vm if isinstance(vm, str) else None
+        reason = vms.missing(record.hypervisor.name)
+        entry |= {"viable": reason is None, "reason": reason}
     return entry
 
 
-def _verdicts(entry: dict[str, Any]) -> list[str]:
+def _verdicts(entry: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Kind, name and verdict of each line about a plugin."""
     if entry["error"]:
-        return [f"broken: {entry['error']}"]
-    if entry["kind"] == "backend":
-        return [_verdict(answer, f"on {name}") for name, answer in entry["on"].items()]
-    if entry["kind"] == "hypervisor":
-        return ["usable" if entry["viable"] else f"no: {entry['reason']}"]
-    return ["loaded"]
+        yield entry["kind"], entry["name"], f"broken: {entry['error']}"
+        return
+    if entry["backend"]:
+        for name, answer in entry["on"].items():
+            yield "backend", entry["backend"], _verdict(answer, f"on {name}")
+    if entry["hypervisor"]:
+        yield "hypervisor", entry["hypervisor"], "usable" if entry["viable"] else f"no: {entry['reason']}"
+    if entry["kind"] == "plugin":
+        yield "plugin", entry["name"], "loaded"
 
 
 def _verdict(answer: dict[str, Any], where: str) -> str:
@@ -176,9 +213,8 @@ def _probe(args: argparse.Namespace) -> int:
         find_hypervisor(args.hypervisor, plugins=plugins)
     with Vms(plugins) as vms:
         answers = _on_each_hypervisor(plugins, backend, vms, args.hypervisor)
-    if args.json:
-        print(json.dumps({"name": backend.name, "summary": backend.summary, "on": answers}, indent=2))
-    else:
+    json_option.write(args, {"backend": backend.name, "summary": backend.summary, "on": answers})
+    if json_option.prints_text(args):
         print(f"{backend.name}: {backend.summary}")
         for name, answer in answers.items():
             print(_verdict(answer, f"on {name}"))

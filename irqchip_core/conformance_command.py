@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
+import sys
+from typing import TYPE_CHECKING
 
 from irqchip_core.errors import IrqChipError, PluginError
+from irqchip_core.json_option import add_json, check_file, prints_text, write
+
+if TYPE_CHECKING:
+    import pytest
+
+    from irqchip_core.testing.conformance.results import Results
 
 HELP = "play the scenarios of the contract on a chip, or compare chips"
 DESCRIPTION = """\
@@ -17,7 +26,7 @@ would open it. The status is 0 if none failed.
 EPILOG = """\
 examples:
   irqchip conformance userspace                          on the first hypervisor that it can use here
-  irqchip conformance userspace@unicorn --json out.json
+  irqchip conformance userspace@unicorn --json=out.json
   irqchip conformance --compare kvm_kernel userspace     must give the guest the same interrupts
   irqchip conformance mychip -k level -v                 scenarios with "level" in their name, and why they fail
 
@@ -42,7 +51,7 @@ def add_conformance(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
         help="play on two chips, NAME[@HYPERVISOR] each, and show where a guest takes other interrupts",
     )
     command.add_argument("--hypervisor", metavar="NAME", help="hypervisor to play on, where none is given with @")
-    command.add_argument("--json", metavar="FILE", help="write everything that was found to FILE")
+    add_json(command)
     command.add_argument(
         "-k", dest="select", metavar="EXPRESSION", help="only scenarios whose names match, as in pytest"
     )
@@ -57,6 +66,17 @@ def add_conformance(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
     command.add_argument("--maxfail", type=_count, metavar="N", help="stop after N failures")
     command.add_argument("-v", "--verbose", action="store_true", help="name each scenario, and show where it fails")
     command.set_defaults(run=run, parser=command)
+
+
+class _Found:
+    """Takes the results out of a run of pytest."""
+
+    results: Results | None = None
+
+    def pytest_unconfigure(self, config: pytest.Config) -> None:
+        from pytest_irqchip import RESULTS
+
+        self.results = config.stash.get(RESULTS, None)
 
 
 def _seconds(text: str) -> float:
@@ -86,9 +106,13 @@ def run(args: argparse.Namespace) -> int:
     from irqchip_core.testing.conformance.runner import catalog, resolve
 
     if args.list:
-        for topic, name, rule in catalog():
-            print(f"{topic}: {name}\n    {rule}")
+        entries = catalog()
+        if prints_text(args):
+            for topic, name, rule in entries:
+                print(f"{topic}: {name}\n    {rule}")
+        write(args, [{"topic": topic, "scenario": name, "rule": rule} for topic, name, rule in entries])
         return 0
+    check_file(args)
     if args.compare and args.compare[0] == args.compare[1]:
         args.parser.error("--compare takes two different chips")
     targets = ["@".join(resolve(name, args.hypervisor)) for name in args.compare or [args.name]]
@@ -108,11 +132,15 @@ def run(args: argparse.Namespace) -> int:
     if args.maxfail is not None:
         arguments.append(f"--maxfail={args.maxfail}")
     arguments += ["-v", "--tb=short"] if args.verbose else ["-q", "--tb=no", "-r", "N"]
-    if args.json:
-        arguments.append(f"--irqchip-json={os.path.abspath(args.json)}")
     if args.select:
         arguments += ["-k", args.select]
-    status = pytest.main(arguments)
+    found = _Found()
+    with contextlib.ExitStack() as stack:
+        if not prints_text(args):
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        status = pytest.main(arguments, plugins=[found])
+    if found.results is not None:
+        write(args, found.results.as_json())
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
         raise IrqChipError(f"no scenario's name matches {args.select!r}", argument="-k", remedy="see --list")
     if status == pytest.ExitCode.INTERRUPTED:

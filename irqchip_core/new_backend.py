@@ -6,6 +6,7 @@ The files are those of the folder `template`, with names filled in (`string.Temp
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.resources
 import importlib.util
@@ -45,7 +46,11 @@ def add_new_backend(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
     )
     command.add_argument("name", metavar="NAME", help="lower case letters, digits, and underscores between them")
     command.add_argument(
-        "--directory", metavar="DIR", type=Path, default=Path(), help="where to make it (default: here)"
+        "--directory",
+        metavar="DIR",
+        type=Path,
+        default=Path(),
+        help="where to make it (default: here); made if only its last part is missing",
     )
     command.set_defaults(run=_run)
 
@@ -68,14 +73,14 @@ def write_backend(name: str, directory: Path) -> Path:
 
     Args:
         name: What its chip is chosen by.
-        directory: Where to make the folder of the package; made if it does not exist.
+        directory: Where to make the folder of the package; made if its own parent exists.
 
     Returns:
         That folder, ``irqchip-NAME`` with dashes for underscores.
 
     Raises:
         InvalidArgument: `name` is not made of lower case letters, digits and single underscores between them, or
-            the folder exists.
+            the folder exists, or the parent of `directory` does not.
         DuplicateName: The name, or that of the module, is taken.
         IrqChipError: The folder cannot be written; then it is not there.
     """
@@ -89,28 +94,30 @@ def write_backend(name: str, directory: Path) -> Path:
     names = _names(name)
     _refuse_taken(name, names["module"], installed())
     root = directory / names["distribution"]
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        root.mkdir()
-    except FileExistsError:
-        raise InvalidArgument(
-            f"{root if directory.is_dir() else directory} exists",
-            subject=COMMAND,
-            argument="directory",
-            remedy="give another place, or another name",
-        ) from None
-    except OSError as error:
-        raise _unwritable(root, error) from None
-    try:
-        _write(root, names)
-    except OSError as error:
-        shutil.rmtree(root, ignore_errors=True)
-        raise _unwritable(root, error) from None
+    with contextlib.ExitStack() as undo:
+        try:
+            if not directory.is_dir():
+                directory.mkdir()
+                undo.callback(directory.rmdir)
+            root.mkdir()
+            undo.callback(shutil.rmtree, root, ignore_errors=True)
+            _write(root, names)
+        except FileExistsError:
+            raise _wrong(
+                f"{root if directory.is_dir() else directory} exists", "give another place, or another name"
+            ) from None
+        except FileNotFoundError:
+            raise _wrong(f"{directory.parent} does not exist", "make it, or give another place") from None
+        except OSError as error:
+            raise IrqChipError(
+                f"{root} cannot be written: {error.strerror}", subject=COMMAND, argument="directory"
+            ) from None
+        undo.pop_all()
     return root
 
 
-def _unwritable(root: Path, error: OSError) -> IrqChipError:
-    return IrqChipError(f"{root} cannot be written: {error.strerror}", subject=COMMAND, argument="directory")
+def _wrong(problem: str, remedy: str) -> InvalidArgument:
+    return InvalidArgument(problem, subject=COMMAND, argument="directory", remedy=remedy)
 
 
 def _names(name: str) -> dict[str, str]:

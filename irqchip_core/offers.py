@@ -65,7 +65,7 @@ class _Calls:
     def make(self, method: str, function: Callable[[], _T], *kinds: type) -> _T:
         """What `function` makes; whatever it raises or returns by mistake is a `PluginError` with the offer's name."""
         try:
-            made = self._call(method, function, _close)
+            made: _T = self._call(method, function, _close)
         except IrqChipError:
             raise
         except (Exception, SystemExit) as error:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import Any
 
 from irqchip_core.chip import IrqChipCap
 from irqchip_core.errors import NothingSuitable
+from irqchip_core.json_option import add_json, prints_text, write
 from irqchip_core.lookup import absent
 from irqchip_core.plugins import installed
 from irqchip_core.selection import Candidate, backend_reason, select, survey
-from irqchip_core.table import format_table
+from irqchip_core.table import format_table, terminal_width
 
 NOTHING_FITS = 1
 
@@ -42,7 +42,7 @@ def add_select(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="backends to try before others, the best first",
     )
     command.add_argument("--explain", action="store_true", help="show every candidate, and why it fits or not")
-    command.add_argument("--json", action="store_true", help="print JSON, every candidate included")
+    add_json(command)
     command.set_defaults(run=_select)
 
 
@@ -60,33 +60,39 @@ def _capabilities(text: str) -> list[IrqChipCap]:
 
 def _select(args: argparse.Namespace) -> int:
     wishes: dict[str, Any] = {"hypervisor": args.hypervisor, "require": args.require, "prefer": args.prefer}
-    if not (args.explain or args.json):
+    if not args.explain and args.json is None:
         try:
-            chosen = select(args.name, **wishes)
+            _print_chosen(select(args.name, **wishes))
         except NothingSuitable as error:
             print(f"irqchip: {error}", file=sys.stderr)
             return NOTHING_FITS
-        print(f"{chosen.backend.name} on {chosen.hypervisor}")
         return 0
     judged = survey(args.name, **wishes)
     first = next((candidate for candidate in judged if candidate.refusal is None), None)
-    missing = absent(args.prefer, installed())
-    broken = [
-        (record.name, f"broken: {record.reason}")
-        for record in installed().broken()
-        if record.hypervisor is None and args.name is None
-    ]
-    if args.json:
-        print(json.dumps(_as_json(judged, first, dict([*missing, *broken])), indent=2))
-    else:
-        rows = [("BACKEND", "HYPERVISOR", "CAPABILITIES", "VERDICT")]
-        rows += [
-            (one.backend.name, one.hypervisor, ", ".join(_capability_names(one)) or "-", _verdict(args, one, first))
-            for one in judged
-        ]
-        rows += [(name, "-", "-", reason) for name, reason in dict([*missing, *broken]).items()]
-        print(format_table(rows))
+    others = dict(absent(args.prefer, installed()))
+    if args.name is None:
+        broken = [record for record in installed().broken() if record.hypervisor is None]
+        others |= {record.name: f"broken: {record.reason}" for record in broken}
+    write(args, _as_json(judged, first, others))
+    if prints_text(args) and (args.explain or first is None):
+        print(format_table(_rows(args, judged, first, others), terminal_width()))
+    elif prints_text(args) and first is not None:
+        _print_chosen(first)
     return NOTHING_FITS if first is None else 0
+
+
+def _print_chosen(candidate: Candidate) -> None:
+    print(f"{candidate.backend.name} on {candidate.hypervisor}")
+
+
+def _rows(
+    args: argparse.Namespace, judged: list[Candidate], first: Candidate | None, others: dict[str, str]
+) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("BACKEND", "HYPERVISOR", "CAPABILITIES", "VERDICT")]
+    for one in judged:
+        able = ", ".join(_capability_names(one)) or "-"
+        rows.append((one.backend.name, one.hypervisor, able, _verdict(args, one, first)))
+    return rows + [(name, "-", "-", reason) for name, reason in others.items()]
 
 
 def _capability_names(candidate: Candidate) -> list[str]:
@@ -109,7 +115,7 @@ def _as_json(judged: list[Candidate], first: Candidate | None, others: dict[str,
                 "backend": candidate.backend.name,
                 "hypervisor": candidate.hypervisor,
                 "capabilities": _capability_names(candidate),
-                "fits": candidate.refusal is None,
+                "viable": candidate.refusal is None,
                 "reason": candidate.refusal,
             }
             for candidate in judged

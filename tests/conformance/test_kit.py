@@ -93,8 +93,16 @@ def test_the_plugin_imports_nothing_of_irqchip(tmp_path: Path) -> None:
 # irqchip conformance
 
 
+def test_json_of_pytest_that_cannot_be_written_is_a_failure(tmp_path: Path) -> None:
+    arguments = ["--pyargs", "irqchip_core.testing.conformance.test_conformance", "-k", "tokens", "-q"]
+    result = run(["pytest", *arguments, "--irqchip=userspace@unicorn", "--irqchip-json=/dev/full"], tmp_path)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "--irqchip-json: cannot write /dev/full: No space left on device" in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
+
+
 def test_the_command_shows_a_table_and_writes_json(tmp_path: Path) -> None:
-    arguments = ["irqchip_core", "conformance", "userspace@unicorn", "-k", "edge_through or token", "--json", "a.json"]
+    arguments = ["irqchip_core", "conformance", "userspace@unicorn", "-k", "edge_through or token", "--json=a.json"]
     result = run(arguments, tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "userspace on unicorn:" in result.stdout
@@ -151,7 +159,7 @@ def test_chips_are_compared(tmp_path: Path) -> None:
         (["userspace@nonsense"], "no hypervisor is called 'nonsense'"),
         (["userspace@unicorn", "-k", "nonsense"], "no scenario's name matches 'nonsense'"),
         (["userspace@unicorn", "-k", "((("], "Wrong expression passed to '-k'"),
-        (["userspace@unicorn", "--json", "/dev/null/out.json"], "cannot write /dev/null/out.json: Not a directory"),
+        (["userspace@unicorn", "--json=/dev/null/out.json"], "cannot write /dev/null/out.json: Not a directory"),
     ],
 )
 def test_mistakes_are_one_message(arguments: list[str], says: str, capfd: pytest.CaptureFixture[str]) -> None:

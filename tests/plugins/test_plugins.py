@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -257,13 +258,139 @@ def run_command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[
     return subprocess.run(argv, stderr=subprocess.PIPE, text=True, timeout=50, check=False, **options)
 
 
-def test_output_that_cannot_be_written_is_no_traceback() -> None:
+EVERY_COMMAND = [
+    "",
+    "--help",
+    "--version",
+    "list",
+    "list --json",
+    "probe userspace",
+    "probe userspace --json",
+    "select",
+    "select --explain",
+    "select --json",
+    "run --hypervisor unicorn",
+    "run --hypervisor unicorn --json",
+    "conformance --list",
+    "conformance --list --json",
+    "conformance userspace@unicorn -k tokens",
+    "conformance userspace@unicorn -k tokens --json",
+]
+
+
+@pytest.mark.parametrize("command", EVERY_COMMAND)
+def test_output_that_cannot_be_written_is_an_error(command: str) -> None:
     with open("/dev/full", "w") as full:
-        done = run_command("list", stdout=full)
-    assert (done.returncode, done.stderr) == (1, "irqchip: cannot write: No space left on device\n")
-    closed = run_command("list", preexec_fn=lambda: os.close(1))
-    assert "Traceback" not in closed.stderr
+        done = run_command(*command.split(), stdout=full)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "irqchip: cannot write: No space left on device"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", EVERY_COMMAND)
+def test_a_reader_that_went_away_is_no_error(command: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as nobody:
+        done = run_command(*command.split(), stdout=nobody)
+    assert done.returncode == 0, done.stderr
+    assert "cannot write" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_status_is_the_commands_own_without_a_reader_and_without_a_word() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as nobody:
+        argv = [sys.executable, "-m", "irqchip_core", "probe", "kvm_kernel", "--hypervisor", "unicorn"]
+        assert subprocess.run(argv, stdout=nobody, stderr=nobody, timeout=50, check=False).returncode == 1
+        argv = [sys.executable, "-m", "irqchip_core", "probe", "nothing"]
+        assert subprocess.run(argv, stdout=nobody, stderr=nobody, timeout=50, check=False).returncode == 2
+
+
+@pytest.mark.parametrize("descriptor", [1, 2])
+def test_a_closed_stream_is_an_error(descriptor: int) -> None:
+    closed = run_command("list", preexec_fn=lambda: os.close(descriptor))
     assert closed.returncode == 1
+    assert "Traceback" not in closed.stderr
+    said = "irqchip: standard output and standard error must be open; give /dev/null for what is not wanted\n"
+    assert closed.stderr == ("" if descriptor == 2 else said)
+
+
+JSON_COMMANDS = [
+    ("list", ["list"]),
+    ("probe", ["probe", "userspace"]),
+    ("select", ["select"]),
+    ("run", ["run", "--hypervisor", "unicorn"]),
+    ("conformance", ["conformance", "userspace@unicorn", "-k", "tokens"]),
+    ("conformance", ["conformance", "--list"]),
+]
+
+
+def without_times(data: Any) -> Any:
+    """What two runs have in common."""
+    if isinstance(data, dict):
+        return {key: without_times(value) for key, value in data.items() if key not in ("seconds", "exits", "counters")}
+    return [without_times(one) for one in data] if isinstance(data, list) else data
+
+
+@pytest.mark.parametrize(("name", "command"), JSON_COMMANDS, ids=lambda value: " ".join(value))
+def test_json_is_on_standard_output_or_in_a_file(tmp_path: Path, name: str, command: list[str]) -> None:
+    plain = run_command(*command, stdout=subprocess.PIPE)
+    printed = run_command(command[0], "--json", *command[1:], stdout=subprocess.PIPE)  # takes no word after it
+    dash = [run_command(*command, *option, stdout=subprocess.PIPE) for option in (["--json=-"], ["--json", "-"])]
+    path = tmp_path / "out.json"
+    filed = run_command(*command, f"--json={path}", stdout=subprocess.PIPE)
+    assert [done.returncode for done in (plain, printed, *dash, filed)] == [0] * 5
+    data = without_times(json.loads(printed.stdout))
+    for text in (dash[0].stdout, dash[1].stdout, path.read_text()):
+        assert without_times(json.loads(text)) == data
+    # With a file, standard output has what it has without.
+    assert filed.stdout.splitlines()[:3] == plain.stdout.splitlines()[:3]
+    with pytest.raises(ValueError, match="Expecting value"):
+        json.loads(filed.stdout)
+
+
+def test_a_word_after_json_is_the_commands_own_if_it_takes_one(tmp_path: Path) -> None:
+    done = run_command("probe", "--json", "userspace", stdout=subprocess.PIPE)
+    assert json.loads(done.stdout)["backend"] == "userspace"
+    done = run_command("probe", "userspace", "--json", "out.json", stdout=subprocess.PIPE, cwd=tmp_path)
+    assert done.stdout.startswith("userspace: ")
+    assert json.loads((tmp_path / "out.json").read_text())["backend"] == "userspace"
+    done = run_command("probe", "userspace", "--json", "out.json", "more", stdout=subprocess.PIPE)
+    assert done.returncode == 2
+    assert "unrecognized arguments: out.json more" in done.stderr
+
+
+@pytest.mark.parametrize(("name", "command"), JSON_COMMANDS, ids=lambda value: " ".join(value))
+def test_a_file_for_json_that_cannot_be_written_is_an_error(name: str, command: list[str]) -> None:
+    done = run_command(*command, "--json=/dev/full", stdout=subprocess.DEVNULL)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "irqchip: cannot write /dev/full: No space left on device"
+
+
+@pytest.mark.parametrize("command", [["run", "--hypervisor", "unicorn"], ["conformance", "userspace@unicorn"]])
+def test_a_file_for_json_is_opened_before_the_work(command: list[str]) -> None:
+    done = run_command(*command, "--json=/dev/null/out.json", stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "irqchip: --json: cannot write /dev/null/out.json: Not a directory\n"
+
+
+def test_the_same_thing_has_the_same_key_in_every_json() -> None:
+    def of(*command: str) -> Any:
+        return json.loads(run_command(*command, "--json", stdout=subprocess.PIPE).stdout)
+
+    listed = next(entry for entry in of("list") if entry["backend"] == "userspace")
+    probed, selected = of("probe", "userspace"), of("select", "userspace", "--hypervisor", "unicorn")
+    ran, played = of("run", "--hypervisor", "unicorn"), of("conformance", "userspace@unicorn", "-k", "tokens")
+    for one in (probed, selected["chosen"], selected["candidates"][0], ran, played["chips"][0]):
+        assert one["backend"] == "userspace"
+    for one in (selected["chosen"], selected["candidates"][0], ran, played["chips"][0]):
+        assert one["hypervisor"] == "unicorn"
+    for one in (listed["on"]["unicorn"], probed["on"]["unicorn"], selected["candidates"][0]):
+        assert (one["viable"], one["reason"], len(one["capabilities"])) == (True, None, 3)
+    (scenario, *_), (rule, *_) = played["chips"][0]["scenarios"], of("conformance", "--list")
+    assert scenario.keys() >= {"topic", "scenario"} <= rule.keys()
 
 
 def test_plugins_add_subcommands(install: Install, use: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> None:
@@ -277,6 +404,58 @@ def test_plugins_add_subcommands(install: Install, use: Callable[[], None], caps
         cli.main(["--help"])
     assert caught.value.code == 0
     assert "greet someone" in capsys.readouterr().out
+
+
+def test_a_bare_command_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("usage: irqchip ")
+    assert "show every plugin found" in printed.out
+    assert printed.err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["lst"], "did you mean list?"),
+        (["prob", "userspace", "--json"], "did you mean probe?"),
+        (["newbackend"], "did you mean new-backend?"),
+        (["xyzzy"], "commands: list, probe, select, new-backend, conformance"),
+    ],
+)
+def test_a_misspelt_command_gets_a_suggestion(
+    words: list[str], remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err.startswith(f"irqchip: no command is called {words[0]!r}; {remedy}")
+
+
+def test_the_version_names_each_distribution(
+    install: Install, use: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("good", backend("good"), "2.5")
+    install("bad", "raise OSError('disk')")
+    use()
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    core, *others = capsys.readouterr().out.splitlines()
+    assert core.startswith("irqchip-core ")
+    assert others == ["bad 1.0", "good 2.5"]
+
+
+def test_a_plugin_that_offers_both_has_both_lines(
+    install: Install, use: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(
+        "both",
+        hypervisor("hyper").replace("class Fake(", "class Host(").replace("return Fake()", "return Host()")
+        + backend("chip"),
+    )
+    use()
+    assert cli.main(["list"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:] == ["backend chip both 1.0 1 on hyper: viable (x2apic)", "hypervisor hyper both 1.0 1 usable"]
 
 
 def test_errors_name_subject_argument_and_remedy() -> None:

@@ -363,7 +363,7 @@ def test_the_command_explains_its_choice(
     answer = json.loads(capsys.readouterr().out)
     assert answer["chosen"] == {"backend": "local", "hypervisor": "here"}
     assert answer["others"] == {"bad": "broken: OSError: disk"}
-    assert [(one["backend"], one["fits"]) for one in answer["candidates"]] == [
+    assert [(one["backend"], one["viable"]) for one in answer["candidates"]] == [
         ("wrapper", False),
         ("local", True),
         ("one", True),

@@ -99,7 +99,7 @@ def problems(hostile: HostileMachine, result: RunResult) -> list[str]:
     found = []
     if result.end.outcome not in LEGAL_ENDS:
         found.append(f"seed {hostile.seed}: {result.end}")
-    if result.end.outcome is Outcome.ERROR and "InternalErrorExit" not in result.end.detail:
+    if result.end.outcome is Outcome.ERROR and "the hypervisor cannot" not in result.end.detail:
         found.append(f"seed {hostile.seed}: {result.end.detail}")
     if result.device_errors:
         found.append(f"seed {hostile.seed}: {result.device_errors} accesses made a device raise")

@@ -33,8 +33,8 @@ def files(root: Path) -> set[str]:
 
 
 def test_the_package_is_whole_and_says_its_name_everywhere(tmp_path: Path) -> None:
-    root = write_backend("my_chip2", tmp_path / "new" / "place")
-    assert root == tmp_path / "new" / "place" / "irqchip-my-chip2"
+    root = write_backend("my_chip2", tmp_path / "place")
+    assert root == tmp_path / "place" / "irqchip-my-chip2"
     assert files(root) == WRITTEN
     project = tomllib.loads((root / "pyproject.toml").read_text())
     assert project["project"]["name"] == "irqchip-my-chip2"
@@ -91,6 +91,12 @@ def test_nothing_that_exists_is_touched(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_parents_of_the_parent_are_not_made(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"^new-backend: directory: .*/new does not exist; make it, or give"):
+        write_backend("one", tmp_path / "new" / "place")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_written_whole_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def touch(self: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -98,6 +104,8 @@ def test_what_cannot_be_written_whole_is_not_there(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Path, "touch", touch)  # the last file
     with pytest.raises(IrqChipError, match="irqchip-full cannot be written: No space left on device"):
         write_backend("full", tmp_path)
+    with pytest.raises(IrqChipError, match="irqchip-full cannot be written: No space left on device"):
+        write_backend("full", tmp_path / "place")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(IrqChipError, match="File name too long"):
         write_backend("a" * 300, tmp_path)

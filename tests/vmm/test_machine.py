@@ -14,7 +14,7 @@ import pytest
 
 from irqchip_core.bus import Access, BusDevice
 from irqchip_core.errors import Closed, Exhausted, InvalidArgument, IrqChipError, WrongType
-from irqchip_core.exits import InternalErrorExit, UnknownExit
+from irqchip_core.exits import FailEntryExit, InternalErrorExit, UnknownExit
 from irqchip_core.selection import create_irqchip, create_vm
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.reset import connect_local_interrupts
@@ -228,12 +228,35 @@ def fail(*args: object) -> None:
         ("set_regs", fail, 0, "vCPU 0: test: made to fail"),
         ("run", fail, 1, "vCPU 1: test: made to fail"),
         ("run", lambda: 1 // 0, 0, "vCPU 0: ZeroDivisionError: integer division or modulo by zero"),
-        ("run", lambda: UnknownExit(99), 0, "vCPU 0: UnknownExit(reason=99) at RIP 0x7c00"),
         (
             "run",
-            lambda: InternalErrorExit(1, (0x2A, 1)),
+            lambda: UnknownExit(99),
             0,
-            "vCPU 0: InternalErrorExit(suberror=1, data=(0x2a, 0x1)) at RIP 0x7c00",
+            "vCPU 0: the hypervisor returned exit 99, which irqchip cannot serve, at RIP 0x7c00",
+        ),
+        (
+            "run",
+            lambda: InternalErrorExit(1, (0x1, 0x0F0F_0302, 0)),
+            0,
+            "vCPU 0: the hypervisor cannot emulate the guest's instruction (03 0f ...), at RIP 0x7c00",
+        ),
+        (
+            "run",
+            lambda: InternalErrorExit(1, (0x7C00,)),
+            0,
+            "vCPU 0: the hypervisor cannot emulate the guest's instruction, at RIP 0x7c00",
+        ),
+        (
+            "run",
+            lambda: InternalErrorExit(3, (0x2A, 1)),
+            0,
+            "vCPU 0: the hypervisor cannot go on, for KVM_INTERNAL_ERROR 3 with data 0x2a, 0x1, at RIP 0x7c00",
+        ),
+        (
+            "run",
+            lambda: FailEntryExit(0x80000021),
+            0,
+            "vCPU 0: the processor refused to enter the guest, for reason 0x80000021, at RIP 0x7c00",
         ),
     ],
 )

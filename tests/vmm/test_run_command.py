@@ -145,6 +145,14 @@ def test_a_guest_of_ones_own(
 
 
 @pytest.mark.kvm
+def test_what_is_no_guest_ends_in_words(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "words"
+    path.write_bytes(b"\x0f\xff" + bytes(510))  # UD0: the software KVM has no name for it
+    main(["run", str(path), "--timeout", "5"])
+    assert "Exit(" not in capfd.readouterr().err
+
+
+@pytest.mark.kvm
 def test_append(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["run", guest("multiboot/hello"), "--append", "a b"]) == 7
     assert capfd.readouterr().out.startswith("irqchip-vmm\na b\n")

@@ -26,7 +26,8 @@ class Output:
         InvalidArgument: `stream` has no descriptor.
 
     Attributes:
-        gone: Nobody will ever read what is written: it is dropped.
+        gone: No reader will ever get what is written: it is dropped.
+        failure: Why, if it is not that the reader went away; None if nothing failed.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -38,6 +39,7 @@ class Output:
             ) from None
         stream.flush()
         self.gone = False
+        self.failure: OSError | None = None
         self._encoding = stream.encoding
         self._lock = threading.Lock()
 
@@ -64,8 +66,10 @@ class Output:
                     left = left[os.write(self._fd, left[:PIPE_BUF]) :]
                 except BlockingIOError:  # the descriptor is non-blocking, and another process was faster
                     continue
-                except OSError:
+                except OSError as error:
                     self.gone = True
+                    if not isinstance(error, BrokenPipeError):
+                        self.failure = error
         return not left
 
     def print(self, text: str, *, timeout: float | None = None) -> bool:

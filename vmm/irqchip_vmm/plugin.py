@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from irqchip_core.chip import IrqChipCap
 from irqchip_core.hookspecs import hookimpl
+from irqchip_core.json_option import add_json
 from irqchip_vmm.memory import MAX_SIZE
 
 DEFAULT_MEMORY_MIB = 16
@@ -24,8 +25,9 @@ def irqchip_subcommand(subparsers: argparse._SubParsersAction[argparse.ArgumentP
         help="run a guest, and show what became of its interrupts",
         description="Run a guest on a chip. Without GUEST, a built-in one takes interrupts from every source and the "
         "status is 0 only if each was taken exactly as often as raised. With one (multiboot v1 or flat binary), "
-        "standard input and output are its COM1, and the status is what it writes to port 0xF4, v -> (v << 1) | 1 cut "
-        "to 8 bits; 0 if it resets or shuts down, 1 if it fails, 124 on timeout, 130 on Ctrl-C.",
+        "standard input and output are its COM1 (standard error with a bare --json), and the status is what it "
+        "writes to port 0xF4, v -> (v << 1) | 1 cut to 8 bits; 0 if it resets or shuts down, 1 if it fails or its "
+        "output cannot be written, 124 on timeout, 130 on Ctrl-C.",
     )
     parser.add_argument("guest", metavar="GUEST", nargs="?", help="file to run instead of the built-in guest")
     parser.add_argument("--chip", metavar="NAME", help="backend; without it the first that fits")
@@ -64,7 +66,7 @@ def irqchip_subcommand(subparsers: argparse._SubParsersAction[argparse.ArgumentP
         help="with --deterministic: write each interrupt injected into a vCPU to FILE, a line each",
     )
     parser.add_argument("--append", metavar="CMDLINE", default="", help="command line of a multiboot guest")
-    parser.add_argument("--json", action="store_true", help="print JSON; what the guest prints goes to standard error")
+    add_json(parser)
     parser.set_defaults(run=_run)
 
 

@@ -65,15 +65,15 @@ def totals(result: RunResult, vcpu_count: int) -> list[SourceTotal]:
     return lines
 
 
-def table(lines: Iterable[SourceTotal], vcpu_count: int) -> str:
-    """The lines for people."""
+def table(lines: Iterable[SourceTotal], vcpu_count: int, width: int | None = None) -> str:
+    """The lines for people, `width` as for `format_table`."""
     header = ("SOURCE", "GSI", "RAISED", "TAKEN", "ENDED", *(f"CPU{vcpu}" for vcpu in range(vcpu_count)))
     cells: list[Sequence[str]] = [header]
     for line in lines:
         numbers = (line.gsi, line.raised, line.taken, line.ended)
         by_vcpu = [str(taken) for taken in line.taken_by_vcpu] or ["-"] * vcpu_count
         cells.append((line.source, *("-" if number is None else str(number) for number in numbers), *by_vcpu))
-    return format_table(cells)
+    return format_table(cells, width)
 
 
 def row_problems(rows: Sequence[ReportRow]) -> list[str]:
@@ -123,7 +123,8 @@ def _device_problems(count: IrqCount, report: Sequence[ReportRow]) -> list[str]:
 def as_json(result: RunResult, *, chip: str, hypervisor: str, vcpu_count: int, problems: list[str]) -> dict[str, Any]:
     """The whole result. The keys are stable: new ones may come, none goes or changes its meaning.
 
-    ``ok``: no ``problems``. ``outcome``, ``status``, ``vcpu``, ``detail``: `End`. ``sources``: `SourceTotal` records.
+    ``ok``: no ``problems``. ``chip``: its own name, which a wrapper sets.
+    ``outcome``, ``status``, ``vcpu``, ``detail``: `End`. ``sources``: `SourceTotal` records.
     ``interrupts``: `IrqCount` records. ``report``: `ReportRow` records, or null. ``counters``: a `ChipCounters` record.
     The rest is as in `RunResult`.
     """

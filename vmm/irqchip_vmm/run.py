@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TextIO
 
 from irqchip_core.chip import IrqChipCap
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.events import Event
+from irqchip_core.json_option import check_file, prints_text, text_of, write
+from irqchip_core.table import terminal_width
 from irqchip_vmm import report
 from irqchip_vmm.ending import Outcome, RunResult
 from irqchip_vmm.guest import NAME, demonstration_guest
@@ -60,7 +62,8 @@ def _run(args: argparse.Namespace) -> int:
         raise InvalidArgument("it needs virtual time", argument="--trace", remedy="add --deterministic")
     timeout = args.timeout or (DEFAULT_TIMEOUT if args.guest is None else None)
     out, err = Output(sys.stdout), Output(sys.stderr)
-    console = err if args.json else out
+    check_file(args)
+    console = out if prints_text(args) else err
     with (
         _trace_to(args.trace) as trace,
         Event() as ended,
@@ -84,7 +87,7 @@ def _run(args: argparse.Namespace) -> int:
         result = machine.run(timeout)
         problems = _problems(args, machine, result)
         _show(args, machine, result, problems, out, err)
-    return _status(args, result, problems)
+    return STATUS_FAILED if _unwritten(out, err) else _status(args, result, problems)
 
 
 @contextmanager
@@ -99,8 +102,10 @@ def _trace_to(path: str | None) -> Iterator[Callable[[InjectedInterrupt], object
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise InvalidArgument(f"cannot write it: {reason}", subject=path, argument="--trace") from None
-        print(HEADING, file=file)
-        yield lambda interrupt: print(interrupt, file=file)
+        written = _TraceFile(path, file)
+        written.write(HEADING)
+        yield written.write
+        written.close()
 
 
 def _choice(args: argparse.Namespace, machine: Machine) -> Iterator[str]:
@@ -133,25 +138,35 @@ def _problems(args: argparse.Namespace, machine: Machine, result: RunResult) -> 
 def _show(
     args: argparse.Namespace, machine: Machine, result: RunResult, problems: list[str], out: Output, err: Output
 ) -> None:
-    if args.json:
-        data = report.as_json(
-            result,
-            chip=machine.chip.name,
-            hypervisor=machine.vm.hypervisor,
-            vcpu_count=machine.vcpu_count,
-            problems=problems,
-        )
-        text = json.dumps(data, indent=2)
-    else:
-        text = f"\n{report.table(report.totals(result, machine.vcpu_count), machine.vcpu_count)}"
+    assert machine.choice is not None
+    data = {"backend": machine.choice.candidate.backend.name} | report.as_json(
+        result,
+        chip=machine.chip.name,
+        hypervisor=machine.vm.hypervisor,
+        vcpu_count=machine.vcpu_count,
+        problems=problems,
+    )
+    if prints_text(args):
+        write(args, data)
+        lines = report.totals(result, machine.vcpu_count)
+        text = f"\n{report.table(lines, machine.vcpu_count, terminal_width())}"
         if args.guest is None and not problems:
             text += "\nEvery interrupt was taken exactly as often as it was raised."
+    else:
+        text = text_of(data)
     patience = REPORT_SECONDS if result.end.outcome is Outcome.TIMEOUT else None
     if not out.print(text, timeout=patience) and not out.gone:
         err.print(f"irqchip: nobody reads standard output, so this comes here:\n{text}", timeout=patience)
-    if not args.json:
+    if prints_text(args):
         for problem in problems:
             err.print(f"irqchip: {problem}", timeout=patience)
+
+
+def _unwritten(out: Output, err: Output) -> bool:
+    """Whether something could not be written, for another reason than that its reader went away."""
+    if out.failure is not None:
+        err.print(f"irqchip: cannot write: {out.failure.strerror}", timeout=REPORT_SECONDS)
+    return out.failure is not None or err.failure is not None
 
 
 def _status(args: argparse.Namespace, result: RunResult, problems: list[str]) -> int:
@@ -163,6 +178,34 @@ def _status(args: argparse.Namespace, result: RunResult, problems: list[str]) ->
     if outcome is Outcome.EXIT and result.end.status is not None:
         return result.end.status & 0xFF  # all that a process can give
     return _OUTCOME_STATUS.get(outcome, STATUS_FAILED)
+
+
+class _TraceFile:
+    """Lines for the reader of a trace. The guest runs on if they cannot be written; `close` says so."""
+
+    def __init__(self, path: str, file: TextIO) -> None:
+        self._path = path
+        self._file = file
+        self._failure: OSError | None = None
+
+    def write(self, line: object) -> None:
+        if self._failure is None:
+            self._try(lambda: print(line, file=self._file))
+
+    def _try(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            self._failure = error
+
+    def close(self) -> None:
+        """Raises OSError with the file's name, unless all was written or the reader went away."""
+        if self._failure is None:
+            self._try(self._file.flush)
+        with suppress(OSError):  # what could not be written cannot be flushed
+            self._file.close()
+        if self._failure is not None and not isinstance(self._failure, BrokenPipeError):
+            raise OSError(self._failure.errno, self._failure.strerror, self._path)
 
 
 class _Input:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from irqchip_core.errors import IrqChipError
-from irqchip_core.exits import Exit, FailEntryExit, InternalErrorExit, ShutdownExit, SystemEventExit
+from irqchip_core.exits import Exit, FailEntryExit, InternalErrorExit, ShutdownExit, SystemEventExit, UnknownExit
 from irqchip_core.vcpu_loop import VcpuLoop
 from irqchip_vmm.ending import Ending, Outcome
 
 SYSTEM_EVENTS = {1: Outcome.SHUTDOWN, 2: Outcome.RESET}  # KVM_SYSTEM_EVENT_*
+CANNOT_EMULATE = 1  # KVM_INTERNAL_ERROR_EMULATION
+HAS_INSTRUCTION = 1  # KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES
 
 
 def finish(ending: Ending, vcpu_id: int, loop: VcpuLoop | None, outcome: Exit | Exception) -> None:
@@ -29,7 +31,7 @@ def finish(ending: Ending, vcpu_id: int, loop: VcpuLoop | None, outcome: Exit | 
         what = Outcome.TRIPLE_FAULT
     elif isinstance(outcome, SystemEventExit):
         what = SYSTEM_EVENTS.get(outcome.type, Outcome.ERROR)
-        detail = str(outcome)
+        detail = f"the guest asked for KVM_SYSTEM_EVENT {outcome.type}"
     else:
         detail = _failure(outcome) + _where(loop)
     ending.finish(what, vcpu_id=vcpu_id, detail=f"vCPU {vcpu_id}: {detail}" if detail else f"vCPU {vcpu_id}")
@@ -37,15 +39,27 @@ def finish(ending: Ending, vcpu_id: int, loop: VcpuLoop | None, outcome: Exit | 
 
 def _failure(vm_exit: Exit) -> str:
     if isinstance(vm_exit, FailEntryExit):
-        return f"FailEntryExit(reason={vm_exit.reason:#x})"
+        return f"the processor refused to enter the guest, for reason {vm_exit.reason:#x}"
     if isinstance(vm_exit, InternalErrorExit):
-        data = ", ".join(f"{word:#x}" for word in vm_exit.data)
-        return f"InternalErrorExit(suberror={vm_exit.suberror}, data=({data}))"
+        if vm_exit.suberror == CANNOT_EMULATE:
+            return f"the hypervisor cannot emulate the guest's instruction{_instruction(vm_exit.data)}"
+        data = ", ".join(f"{word:#x}" for word in vm_exit.data) or "none"
+        return f"the hypervisor cannot go on, for KVM_INTERNAL_ERROR {vm_exit.suberror} with data {data}"
+    if isinstance(vm_exit, UnknownExit):
+        return f"the hypervisor returned exit {vm_exit.reason}, which irqchip cannot serve"
     return str(vm_exit)
+
+
+def _instruction(data: tuple[int, ...]) -> str:
+    """Its bytes, where KVM gives them: flags, then a byte of length and 15 bytes (KVM API, emulation_failure)."""
+    if len(data) < 3 or not data[0] & HAS_INSTRUCTION:
+        return ""
+    size, *code = data[1].to_bytes(8, "little") + data[2].to_bytes(8, "little")
+    return f" ({bytes(code[:size]).hex(' ')} ...)"
 
 
 def _where(loop: VcpuLoop | None) -> str:
     try:
-        return "" if loop is None else f" at RIP {loop.vcpu.get_regs().rip:#x}"
+        return "" if loop is None else f", at RIP {loop.vcpu.get_regs().rip:#x}"
     except IrqChipError:
         return ""
