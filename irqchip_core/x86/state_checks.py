@@ -212,7 +212,7 @@ def _check(value: Any, kind: Any, limits: Any, subject: str, argument: str) -> N
 
 
 def _demand(number: int, values: Container[int], subject: str, argument: str, what: str = "") -> None:
-    if number in values:
+    if int(number) in values:  # a range looks for a member of an enumeration one by one
         return
     if isinstance(values, range):
         wanted = f"{values[0]} to {values[-1]}" + (f" in steps of {values.step}" if values.step > 1 else "")
