@@ -116,6 +116,22 @@ def run(args: argparse.Namespace) -> int:
     if args.compare and args.compare[0] == args.compare[1]:
         args.parser.error("--compare takes two different chips")
     targets = ["@".join(resolve(name, args.hypervisor)) for name in args.compare or [args.name]]
+    found = _Found()
+    with contextlib.ExitStack() as stack:
+        if not prints_text(args):
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        status = pytest.main(_pytest_arguments(args, targets), plugins=[found])
+    if found.results is not None:
+        write(args, found.results.as_json())
+    if status == pytest.ExitCode.NO_TESTS_COLLECTED:
+        raise IrqChipError(f"no scenario's name matches {args.select!r}", argument="-k", remedy="see --list")
+    if status == pytest.ExitCode.INTERRUPTED:
+        raise KeyboardInterrupt
+    return 2 if status == pytest.ExitCode.USAGE_ERROR else int(status)
+
+
+def _pytest_arguments(args: argparse.Namespace, targets: list[str]) -> list[str]:
+    """The command line of pytest that plays the chosen scenarios on `targets`, each "chip@hypervisor"."""
     # Nothing of the directory that the user happens to be in may count: no settings, no conftest.py, no cache.
     arguments = ["--pyargs", "irqchip_core.testing.conformance.test_conformance", "-c", os.devnull, "--noconftest"]
     arguments += [
@@ -132,17 +148,4 @@ def run(args: argparse.Namespace) -> int:
     if args.maxfail is not None:
         arguments.append(f"--maxfail={args.maxfail}")
     arguments += ["-v", "--tb=short"] if args.verbose else ["-q", "--tb=no", "-r", "N"]
-    if args.select:
-        arguments += ["-k", args.select]
-    found = _Found()
-    with contextlib.ExitStack() as stack:
-        if not prints_text(args):
-            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        status = pytest.main(arguments, plugins=[found])
-    if found.results is not None:
-        write(args, found.results.as_json())
-    if status == pytest.ExitCode.NO_TESTS_COLLECTED:
-        raise IrqChipError(f"no scenario's name matches {args.select!r}", argument="-k", remedy="see --list")
-    if status == pytest.ExitCode.INTERRUPTED:
-        raise KeyboardInterrupt
-    return 2 if status == pytest.ExitCode.USAGE_ERROR else int(status)
+    return [*arguments, "-k", args.select] if args.select else arguments

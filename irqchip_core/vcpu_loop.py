@@ -1,4 +1,6 @@
-"""The vCPU loop: what every VMM does with a vCPU, from one exit of guest code to the next::
+"""The vCPU loop: what every VMM does with a vCPU, from one exit of guest code to the next.
+
+The order of one step::
 
     wait_until_runnable ── INTERRUPTED ──► back to the caller
             │ RUNNABLE

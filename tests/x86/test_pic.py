@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from irqchip_core.errors import InvalidArgument, WrongType
 from irqchip_core.x86.pic import Pic
@@ -636,6 +637,6 @@ def test_a_restored_pic_goes_on_where_the_old_one_was(writes: list[tuple[int, in
 )
 def test_a_record_that_no_8259_can_hold_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises((InvalidArgument, WrongType), match=f"primary.{next(iter(change))}"):
-        Pic.from_state(PicState(**{"elcr_mask": 0xF8} | change), PicState(elcr_mask=0xDE))
+        Pic.from_state(evolve(PicState(elcr_mask=0xF8), **change), PicState(elcr_mask=0xDE))
     with pytest.raises((InvalidArgument, WrongType), match=f"secondary.{next(iter(change))}"):
-        Pic.from_state(PicState(elcr_mask=0xF8), PicState(**{"elcr_mask": 0xDE} | change))
+        Pic.from_state(PicState(elcr_mask=0xF8), evolve(PicState(elcr_mask=0xDE), **change))

@@ -113,7 +113,7 @@ class VcpuSlots:
     def own(self, vcpu: Vcpu) -> KvmVcpu:
         """`vcpu`, which must be one of these. Raises `WrongType` or `UnknownVcpu` if it is not."""
         try:
-            if (own := self._vcpus[vcpu.id]) is vcpu:  # one look: this is done twice an exit
+            if (own := self._vcpus[vcpu.id]) is vcpu and own is not None:  # one look: this is done twice an exit
                 return own
         except (AttributeError, TypeError, IndexError):
             pass

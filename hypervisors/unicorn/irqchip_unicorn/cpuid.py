@@ -52,7 +52,7 @@ def _answers() -> tuple[tuple[int, int, int, int, int, int], ...]:
         uc.reg_write(UC_X86_REG_RCX, subleaf)
         uc.emu_start(_CODE, _CODE + 2)
         eax, ebx, ecx, edx = (
-            fixed.get((leaf, subleaf, number), uc.reg_read(register) & 0xFFFFFFFF)
+            fixed[word] if (word := (leaf, subleaf, number)) in fixed else uc.reg_read(register) & 0xFFFFFFFF
             for number, register in enumerate(registers)
         )
         return eax, ebx, ecx, edx
