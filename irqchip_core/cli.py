@@ -42,10 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     try:
         with unread_is_dropped():
-            return _main(argv)
-    except IrqChipError as error:
-        _say(str(error))
-        return USAGE_ERROR
+            try:
+                return _main(argv)
+            except IrqChipError as error:  # said in here, where a reader that went away does no harm
+                _say(str(error))
+                return USAGE_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
     except OSError as error:  # the disk is full
