@@ -47,6 +47,8 @@ class Bench:
         chip: Its chip, closed likewise.
         vcpus: How many vCPUs execute the guest. Those after the first need MP_STATE_GET_SET.
         patience: Seconds to wait for an interrupt that is due.
+        firmware: Whether the guests enable local APICs and initialize PICs; otherwise nothing has executed yet, and
+            the controllers are as the caller has left them.
 
     Attributes:
         cpus: The vCPUs; `cpu` is the first.
@@ -54,7 +56,9 @@ class Bench:
         apics_in_chip: The local APICs are the chip's own, and not the hypervisor's.
     """
 
-    def __init__(self, vm: Vm, chip: IrqChipX86_64, *, vcpus: int = 1, patience: float = 10.0) -> None:
+    def __init__(
+        self, vm: Vm, chip: IrqChipX86_64, *, vcpus: int = 1, patience: float = 10.0, firmware: bool = True
+    ) -> None:
         self.vm, self.chip, self.patience = vm, chip, patience
         self.memory = vm.map_memory(0, agent.MEMORY)
         agent.load(self.memory)
@@ -77,8 +81,10 @@ class Bench:
         for cpu in self.cpus:
             if cpu.id:
                 chip.set_mp_state(cpu.id, MPState.RUNNABLE)
-            cpu.enable_apic()
-        self.init_pics()
+            if firmware:
+                cpu.enable_apic()
+        if firmware:
+            self.init_pics()
 
     @property
     def cpu(self) -> GuestCpu:

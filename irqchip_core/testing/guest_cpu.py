@@ -115,9 +115,7 @@ class GuestCpu:
     def run_into_handler(self) -> int | None:
         """Let in what is pending, and stop in the handler of the first interrupt; its vector, or None."""
         before = len(self.taken)
-        if self._command is not None:
-            self._command[:] = int(Operation.OPEN).to_bytes(4, "little")
-            self._command = None
+        self._open()
         self._run(None, lambda: len(self.taken) > before)
         return self._next()
 
@@ -127,13 +125,23 @@ class GuestCpu:
         agent.enter(self.vcpu)
         self._command = None
 
+    def pause(self) -> Exit:
+        """Let the guest's last access be over, so that its registers can be saved; see `Vcpu.complete_io`.
+
+        It goes on with the operation that is under way; otherwise it lets in one pending interrupt, as in OPEN.
+        """
+        self._open()
+        return self.vcpu.complete_io()
+
+    def _open(self) -> None:
+        if self._command is not None:
+            self._command[:] = int(Operation.OPEN).to_bytes(4, "little")
+            self._command = None
+
     def take_over(self, saved: GuestCpu) -> None:
         """Go on where the guest of another machine is. It is about to let in one pending interrupt, as in OPEN."""
         for cpu in (saved, self):
-            if cpu._command is not None:
-                cpu._command[:] = int(Operation.OPEN).to_bytes(4, "little")
-            cpu.vcpu.complete_io()
-            cpu._command = None
+            cpu.pause()
         self.vcpu.set_sregs(saved.vcpu.get_sregs())
         self.vcpu.set_regs(saved.vcpu.get_regs())
         self.x2apic = saved.x2apic
@@ -200,10 +208,15 @@ class GuestCpu:
             self.do(Operation.OPEN)
         return self._next()
 
-    def take(self) -> int | None:
-        """Halt until an interrupt comes; its vector, or None if none does."""
-        if len(self.taken) == self._seen:
-            self._perform(Operation.HALT, 0, 0, None)
+    def take(self, *, patience: float | None = None) -> int | None:
+        """Halt until an interrupt comes; its vector, or None if none does in time, and the vCPU is still halted then.
+
+        A vCPU that is still halted goes on with that.
+        """
+        if len(self.taken) == self._seen and self._command is None:
+            self._run(patience)
+        if len(self.taken) == self._seen and self._command is not None:
+            self._perform(Operation.HALT, 0, 0, patience)
         return self._next()
 
     def _next(self) -> int | None:

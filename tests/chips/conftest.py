@@ -9,7 +9,7 @@ import pytest
 from irqchip_core.selection import create_irqchip, create_vm
 from irqchip_core.vcpu import Vm
 from irqchip_core.x86.chip import IrqChipX86_64
-from tests.chips.taker import Taker
+from tests.chips.machine import Machine
 
 CHIPS = [
     pytest.param(("kvm_kernel", "kvm"), marks=pytest.mark.kvm, id="kvm_kernel"),
@@ -41,7 +41,7 @@ def chip(names: tuple[str, str], vm: Vm) -> Iterator[IrqChipX86_64]:
 
 
 @pytest.fixture
-def taker(vm: Vm, chip: IrqChipX86_64) -> Iterator[Taker]:
+def machine(vm: Vm, chip: IrqChipX86_64) -> Iterator[Machine]:
     """The guest, ready, with all lines masked in PICs and IOAPIC."""
-    with Taker.ready(vm, chip) as taker:
-        yield taker
+    with Machine(vm, chip) as machine:
+        yield machine

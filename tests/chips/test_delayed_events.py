@@ -6,9 +6,10 @@ import pytest
 
 from irqchip_core.events import IrqEdgeEvent, IrqEventSource, IrqLevelEvent, PlatformDeviceId
 from irqchip_core.routes import IrqRoute, IrqSourceChip
+from irqchip_core.testing.guest_cpu import Eoi
 from irqchip_core.x86.board_chip import BoardChip
 from irqchip_core.x86.chip import IrqChipX86_64
-from tests.chips.taker import MARKER_ROUTES, PATIENCE, Eoi, Taker, ioapic_entry, program_ioapic, program_pics
+from tests.chips.machine import MARKER_ROUTES, PATIENCE, Machine, ioapic_entry, program_ioapic, program_pics
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -24,8 +25,10 @@ def board_chip(chip: IrqChipX86_64) -> BoardChip:
     return chip
 
 
-def test_messages_and_pic_lines_pass_and_what_is_delayed_is_served_once(board_chip: BoardChip, taker: Taker) -> None:
-    chip, loop = board_chip, taker._loop
+def test_messages_and_pic_lines_pass_and_what_is_delayed_is_served_once(
+    board_chip: BoardChip, machine: Machine
+) -> None:
+    chip, loop = board_chip, machine.loop
     program_ioapic(chip, {5: ioapic_entry(0x45), 10: ioapic_entry(0x4A, level=True)})
     program_pics(chip, primary_mask=0xBF)
     chip.set_irq_routes([*MARKER_ROUTES, *(IrqRoute.ioapic(gsi) for gsi in (5, 10)), *PASSING])
@@ -33,7 +36,7 @@ def test_messages_and_pic_lines_pass_and_what_is_delayed_is_served_once(board_ch
         chip.register_edge_irq_event(5, edge, SOURCE)
         chip.register_level_irq_event(10, level, SOURCE)
         served = [chip.register_edge_irq_event(gsi, event, SOURCE) for gsi, event in ((24, message), (6, pic_line))]
-        taker.settle()
+        machine.settle()
         before = loop.handled
         with chip.irq_delayed_event_token() as token:
             with chip._board.ioapic_lock:  # as a vCPU in the middle of an access has it
@@ -41,18 +44,18 @@ def test_messages_and_pic_lines_pass_and_what_is_delayed_is_served_once(board_ch
                 level.trigger()
                 for _ in range(REPEATS):
                     message.trigger()
-                    assert taker.take() == 0x51
+                    assert machine.take() == 0x51
                     chip.service_irq(24, True)
-                    assert taker.take() == 0x51
+                    assert machine.take() == 0x51
                     pic_line.trigger()
-                    assert taker.take(Eoi.PRIMARY) == 0x36
+                    assert machine.take(Eoi.PRIMARY) == 0x36
                 assert chip.events_delayed
                 assert not token.wait(0)
                 assert not loop.flush(0)
-            taker.settle()
+            machine.settle()
             assert not chip.events_delayed
             assert not token.wait(0)
         rounds = loop.handled - before - sum(REPEATS for index in served if index is not None)
         assert rounds == 3  # two events are delayed, and then served together
-        assert taker.take_until_marker() == [0x4A, 0x45]
+        assert machine.take_until_marker() == [0x4A, 0x45]
         assert level.clear_resample(PATIENCE)

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from irqchip_core.bus import Bus
 from irqchip_core.chip import MPState, VcpuRunState
-from irqchip_core.exits import HltExit, IoExit
+from irqchip_core.exits import IoExit
+from irqchip_core.vcpu_loop import VcpuLoop
 from irqchip_vmm import Machine, Outcome, load_file
 from tests.chips.test_init import CODE, Pair
 from tests.guests.assemble import GUESTS
@@ -56,17 +58,13 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
 
 def nmis_until_it_sleeps(pair: Pair) -> int:
     """Run as a VMM does until the vCPU is halted; how often it has entered the NMI handler."""
-    entered = 0
+    loop = VcpuLoop(pair.vcpu, pair.x86, Bus("I/O"), pair.mmio)
     while True:
-        exit_ = pair.run()
-        if isinstance(exit_, IoExit):
-            assert exit_.port == ENTERED
-            entered += 1
-        elif isinstance(exit_, HltExit):
-            pair.chip.halted(1)
-        pair.chip.inject_interrupts(pair.vcpu)
+        assert loop.step() is None
+        if isinstance(loop.last_exit, IoExit):
+            assert loop.last_exit.port == ENTERED
         if pair.chip.get_mp_state(1) is MPState.HALTED:
-            return entered
+            return loop.exits.get(IoExit, 0)
 
 
 def test_an_nmi_that_is_blocked_ends_no_hlt_until_an_iret_unblocks_it(pair: Pair) -> None:

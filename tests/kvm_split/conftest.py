@@ -8,7 +8,7 @@ import pytest
 
 from irqchip_kvm import Kvm, KvmVm
 from irqchip_kvm_split.chip import KvmSplitIrqChip
-from tests.chips.taker import Taker
+from tests.chips.machine import Machine
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def chip(vm: KvmVm) -> Iterator[KvmSplitIrqChip]:
 
 
 @pytest.fixture
-def taker(vm: KvmVm, chip: KvmSplitIrqChip) -> Iterator[Taker]:
+def machine(vm: KvmVm, chip: KvmSplitIrqChip) -> Iterator[Machine]:
     """The guest, ready, with all lines masked in PICs and IOAPIC."""
-    with Taker.ready(vm, chip) as taker:
-        yield taker
+    with Machine(vm, chip) as machine:
+        yield machine

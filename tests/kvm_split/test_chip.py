@@ -19,7 +19,7 @@ from irqchip_core.testing import FakeClock, FakeVm
 from irqchip_kvm import Kvm, KvmVm
 from irqchip_kvm.abi import Cap
 from irqchip_kvm_split.chip import KvmSplitIrqChip, probe
-from tests.chips.taker import Taker, ioapic_entry, program_ioapic
+from tests.chips.machine import Machine, ioapic_entry, program_ioapic
 
 pytestmark = pytest.mark.kvm
 
@@ -75,16 +75,14 @@ def test_the_chip_is_chosen_between_the_other_two(vm: KvmVm) -> None:
 
 
 def test_more_pins_than_a_pc_has(vm: KvmVm) -> None:
-    with KvmSplitIrqChip(vm, 1, pins=240) as chip, Taker(vm, chip) as taker, IrqEdgeEvent() as event:
+    with KvmSplitIrqChip(vm, 1, pins=240) as chip, Machine(vm, chip) as machine, IrqEdgeEvent() as event:
         assert chip.register_edge_irq_event(239, event, SOURCE) is not None
         for half, value in ((1, 0), (0, 0x51 | 1 << 15)):
-            taker.mmio_bus.write(IOAPIC, 4, 0x10 + 2 * 239 + half)
-            taker.mmio_bus.write(IOAPIC + 0x10, 4, value)
-        taker.io_bus.write(0x21, 1, 0xFF)
-        taker.start()
+            machine.mmio_bus.write(IOAPIC, 4, 0x10 + 2 * 239 + half)
+            machine.mmio_bus.write(IOAPIC + 0x10, 4, value)
         chip.service_irq(239, True)
-        assert taker.take() == 0x51
-        assert taker.take() == 0x51  # KVM reported the end of the first
+        assert machine.take() == 0x51
+        assert machine.take() == 0x51  # KVM reported the end of the first
         chip.service_irq(239, False)
 
 
@@ -112,16 +110,14 @@ def test_no_thread_before_finalize_devices_one_after_and_its_devices_once(vm: Kv
 
 def test_the_pit_raises_gsi_0_through_its_own_event(vm: KvmVm) -> None:
     clock = FakeClock()
-    with KvmSplitIrqChip(vm, 1, clock=clock) as chip, Taker(vm, chip) as taker:
+    with KvmSplitIrqChip(vm, 1, clock=clock) as chip, Machine(vm, chip) as machine:
         program_ioapic(chip, {0: ioapic_entry(0x40)})
-        taker.io_bus.write(0x21, 1, 0xFF)
-        taker.start()
         for port, value in ((0x43, 0x34), (0x40, 0xA9), (0x40, 0x04)):  # counter 0, mode 2, 1 ms
-            taker.io_bus.write(port, 1, value)
+            machine.io_bus.write(port, 1, value)
         for _ in range(3):
-            assert taker.take_until_marker() == []
+            assert machine.take_until_marker() == []
             clock.advance(2_100_000)  # two edges, one signal
-            assert taker.take_until_marker() == [0x40]
+            assert machine.take_until_marker() == [0x40]
 
 
 # vCPUs
@@ -158,12 +154,12 @@ def test_wrong_vcpus(vm: KvmVm, chip: KvmSplitIrqChip) -> None:
 # Delayed events
 
 
-def test_an_event_that_finds_the_ioapic_busy_is_delayed_and_not_lost(chip: KvmSplitIrqChip, taker: Taker) -> None:
+def test_an_event_that_finds_the_ioapic_busy_is_delayed_and_not_lost(chip: KvmSplitIrqChip, machine: Machine) -> None:
     program_ioapic(chip, {5: ioapic_entry(0x45)})
     with IrqEdgeEvent() as event:
         index = chip.register_edge_irq_event(5, event, SOURCE)
         assert index is not None
-        taker.close()  # no irq loop: this test is the one
+        machine.loop.stop()  # no irq loop: this test is the one
         with chip.irq_delayed_event_token() as token, chip.try_clone() as clone:
             with chip._board.ioapic_lock:  # as a vCPU in the middle of an access has it
                 event.trigger()
@@ -174,26 +170,26 @@ def test_an_event_that_finds_the_ioapic_busy_is_delayed_and_not_lost(chip: KvmSp
             chip.process_delayed_irq_events()
             assert not token.wait(0)
     chip.service_irq(4000, True)  # the marker
-    assert [taker.take(), taker.take()] == [0x45, 0x21]
+    assert [machine.take(), machine.take()] == [0x45, 0x21]
 
 
 # Handles
 
 
-def test_clones_share_what_is_in_python_too(chip: KvmSplitIrqChip, taker: Taker) -> None:
+def test_clones_share_what_is_in_python_too(chip: KvmSplitIrqChip, machine: Machine) -> None:
     program_ioapic(chip, {10: ioapic_entry(0x4A)})
     clone = chip.try_clone()
     with IrqEdgeEvent() as event:
         chip.register_edge_irq_event(30, event, SOURCE)
         clone.route_irq(IrqRoute(30, PinSource(IrqSourceChip.IOAPIC, 10)))  # takes the irqfd over
         event.trigger()
-        assert taker.take() == 0x4A
+        assert machine.take() == 0x4A
         clone.close()
         event.trigger()
-        assert taker.take() == 0x4A
+        assert machine.take() == 0x4A
         chip.unregister_edge_irq_event(30, event)
         event.trigger()
-        assert taker.take_until_marker() == []
+        assert machine.take_until_marker() == []
 
 
 def test_a_closed_handle_says_so(vm: KvmVm, chip: KvmSplitIrqChip) -> None:

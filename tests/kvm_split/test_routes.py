@@ -14,7 +14,7 @@ from irqchip_core.events import IrqEdgeEvent, IrqEventSource, IrqLevelEvent, Pla
 from irqchip_core.routes import IrqRoute, IrqSourceChip, MsiSource, PinSource, default_routes
 from irqchip_kvm import KvmVm
 from irqchip_kvm_split.chip import KvmSplitIrqChip
-from tests.chips.taker import MARKER_ROUTES, Taker, ioapic_entry, program_ioapic
+from tests.chips.machine import MARKER_ROUTES, Machine, ioapic_entry, program_ioapic
 
 pytestmark = pytest.mark.kvm
 
@@ -52,8 +52,8 @@ def told(vm: KvmVm, monkeypatch: pytest.MonkeyPatch) -> Told:
 class Entries:
     """Writes redirection entries as a guest does, half by half."""
 
-    def __init__(self, taker: Taker) -> None:
-        self._bus = taker.mmio_bus
+    def __init__(self, machine: Machine) -> None:
+        self._bus = machine.mmio_bus
 
     def write(self, register: int, value: int) -> None:
         self._bus.write(IOAPIC, 4, register)
@@ -66,8 +66,8 @@ class Entries:
         self.write(0x11 + 2 * pin, value)
 
 
-def test_each_reprogrammed_level_entry_costs_one_update_and_nothing_else_any(told: Told, taker: Taker) -> None:
-    entries = Entries(taker)
+def test_each_reprogrammed_level_entry_costs_one_update_and_nothing_else_any(told: Told, machine: Machine) -> None:
+    entries = Entries(machine)
     told.new()
     messages = {route.gsi: route.source for route in MARKER_ROUTES}
     entries.high(10, 1 << 24)
@@ -94,9 +94,9 @@ def test_each_reprogrammed_level_entry_costs_one_update_and_nothing_else_any(tol
 
 
 def test_a_masked_entry_keeps_its_route_while_its_end_is_awaited(
-    told: Told, taker: Taker, chip: KvmSplitIrqChip
+    told: Told, machine: Machine, chip: KvmSplitIrqChip
 ) -> None:
-    entries = Entries(taker)
+    entries = Entries(machine)
     entries.low(10, 0x4A | LEVEL)
     chip.service_irq(10, True)  # in the local APIC now
     entries.low(10, 0x4A | LEVEL | MASKED)
@@ -105,8 +105,8 @@ def test_a_masked_entry_keeps_its_route_while_its_end_is_awaited(
     (table,) = told.new()
     assert {10, 11} < set(table)
     chip.service_irq(10, False)
-    assert taker.take() == 0x4A
-    assert taker.take_until_marker() == []
+    assert machine.take() == 0x4A
+    assert machine.take_until_marker() == []
     assert not chip.get_ioapic_state().redirect_table[10] & 1 << 14
     entries.low(11, 0x4C | LEVEL)
     (table,) = told.new()
@@ -115,9 +115,9 @@ def test_a_masked_entry_keeps_its_route_while_its_end_is_awaited(
 
 @pytest.mark.parametrize("lowered", [True, False])
 def test_an_entry_that_gets_another_destination_keeps_its_route_until_its_interrupt_has_ended(
-    told: Told, taker: Taker, chip: KvmSplitIrqChip, lowered: bool
+    told: Told, machine: Machine, chip: KvmSplitIrqChip, lowered: bool
 ) -> None:
-    entries = Entries(taker)
+    entries = Entries(machine)
     entries.low(10, 0x4A | LEVEL)
     chip.service_irq(10, True)  # in vCPU 0's local APIC now
     told.new()
@@ -127,15 +127,15 @@ def test_an_entry_that_gets_another_destination_keeps_its_route_until_its_interr
     assert table[10] == MsiSource(LAPIC, 0x4A | LEVEL | LEVEL_ASSERT)
     if lowered:
         chip.service_irq(10, False)
-    assert taker.take() == 0x4A
-    assert taker.take_until_marker() == []
+    assert machine.take() == 0x4A
+    assert machine.take_until_marker() == []
     assert not chip.get_ioapic_state().redirect_table[10] & 1 << 14
     (table,) = told.new()
     assert table[10] == MsiSource(LAPIC | 1 << 12, 0x4A | LEVEL | LEVEL_ASSERT)
 
 
-def test_restored_entries_are_told_as_they_are(told: Told, taker: Taker, chip: KvmSplitIrqChip) -> None:
-    entries = Entries(taker)
+def test_restored_entries_are_told_as_they_are(told: Told, machine: Machine, chip: KvmSplitIrqChip) -> None:
+    entries = Entries(machine)
     entries.low(10, 0x4A | LEVEL)
     state = chip.get_ioapic_state()
     state.redirect_table[10] = 1 << 56 | 0x4B | LEVEL | 1 << 14  # in service somewhere else
@@ -147,12 +147,12 @@ def test_restored_entries_are_told_as_they_are(told: Told, taker: Taker, chip: K
     assert table[11] == MsiSource(LAPIC, 0x4C | LEVEL | LEVEL_ASSERT)
 
 
-def test_kvm_knows_the_route_before_a_line_that_was_high_interrupts(taker: Taker, chip: KvmSplitIrqChip) -> None:
+def test_kvm_knows_the_route_before_a_line_that_was_high_interrupts(machine: Machine, chip: KvmSplitIrqChip) -> None:
     chip.service_irq(10, True)
-    Entries(taker).low(10, 0x4A | LEVEL)
+    Entries(machine).low(10, 0x4A | LEVEL)
     chip.service_irq(10, False)
-    assert taker.take() == 0x4A
-    assert taker.take_until_marker() == []
+    assert machine.take() == 0x4A
+    assert machine.take_until_marker() == []
     assert not chip.get_ioapic_state().redirect_table[10] & 1 << 14  # its EOI was reported
 
 
@@ -168,16 +168,16 @@ def test_only_messages_from_the_pins_on_are_told(told: Told, chip: KvmSplitIrqCh
     chip.service_irq(25, True)
 
 
-def test_a_message_on_a_reserved_gsi_is_sent_by_the_chip(chip: KvmSplitIrqChip, taker: Taker) -> None:
+def test_a_message_on_a_reserved_gsi_is_sent_by_the_chip(chip: KvmSplitIrqChip, machine: Machine) -> None:
     chip.set_irq_routes([*MARKER_ROUTES, IrqRoute.msi(5, LAPIC, 0x45)])
     with IrqEdgeEvent() as event:
         assert chip.register_edge_irq_event(5, event, SOURCE) is not None
         event.trigger()
-        assert taker.take() == 0x45
+        assert machine.take() == 0x45
 
 
 def test_what_kvm_refuses_changes_nothing(
-    chip: KvmSplitIrqChip, vm: KvmVm, taker: Taker, monkeypatch: pytest.MonkeyPatch
+    chip: KvmSplitIrqChip, vm: KvmVm, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program_ioapic(chip, {5: ioapic_entry(0x45)})
 
@@ -195,16 +195,16 @@ def test_what_kvm_refuses_changes_nothing(
                 call()
     chip.service_irq(30, True)
     chip.service_irq(5, True)
-    assert taker.take_until_marker() == [0x45]
+    assert machine.take_until_marker() == [0x45]
 
 
 def test_an_entry_that_kvm_refuses_interrupts_and_is_told_again(
-    chip: KvmSplitIrqChip, vm: KvmVm, taker: Taker, told: Told, monkeypatch: pytest.MonkeyPatch
+    chip: KvmSplitIrqChip, vm: KvmVm, machine: Machine, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(routes: object) -> None:
         raise HypervisorError("not enough memory", call="KVM_SET_GSI_ROUTING", errno=12)
 
-    entries = Entries(taker)
+    entries = Entries(machine)
     entries.low(10, 0x49 | LEVEL)
     told.new()
     entries.low(10, 0x49 | LEVEL | MASKED)
@@ -212,13 +212,13 @@ def test_an_entry_that_kvm_refuses_interrupts_and_is_told_again(
     with monkeypatch.context() as patch:
         patch.setattr(vm, "set_gsi_routing", refuse)
         entries.low(10, 0x4A | LEVEL)  # the guest hears nothing of it
-    assert taker.mmio_bus.errors == 1
+    assert machine.mmio_bus.errors == 1
     chip.service_irq(10, False)
     assert told.new() == []
     entries.high(11, 0)  # any access
     assert [table[10].data & 0xFF for table in told.new()] == [0x4A]
-    assert taker.take() == 0x4A
-    assert taker.take_until_marker() == []
+    assert machine.take() == 0x4A
+    assert machine.take_until_marker() == []
     assert not chip.get_ioapic_state().redirect_table[10] & 1 << 14
 
 
@@ -250,7 +250,7 @@ def test_edge_events_of_messages_are_the_kernels_and_all_others_the_chips(chip: 
 
 @pytest.mark.parametrize(("first", "second"), [(30, 5), (5, 30)])
 def test_the_kernel_and_the_chip_cannot_both_listen_to_an_event(
-    chip: KvmSplitIrqChip, taker: Taker, first: int, second: int
+    chip: KvmSplitIrqChip, machine: Machine, first: int, second: int
 ) -> None:
     """Each signal is one for whoever reads it first."""
     program_ioapic(chip, {5: ioapic_entry(0x45)})
@@ -261,15 +261,15 @@ def test_the_kernel_and_the_chip_cannot_both_listen_to_an_event(
         with pytest.raises(EventInUse, match=f"listens to it already, on GSI {first}; unregister it first"):
             chip.register_edge_irq_event(second, clone, SOURCE)
         event.trigger()
-        assert taker.take_until_marker() == [vectors[first]]
+        assert machine.take_until_marker() == [vectors[first]]
         chip.unregister_edge_irq_event(first, event)
         chip.register_edge_irq_event(second, clone, SOURCE)
         event.trigger()
-        assert taker.take_until_marker() == [vectors[second]]
+        assert machine.take_until_marker() == [vectors[second]]
 
 
 def test_an_event_that_cannot_be_taken_over_stays_with_the_kernel(
-    chip: KvmSplitIrqChip, taker: Taker, monkeypatch: pytest.MonkeyPatch
+    chip: KvmSplitIrqChip, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
@@ -282,10 +282,12 @@ def test_an_event_that_cannot_be_taken_over_stays_with_the_kernel(
             with pytest.raises(OSError, match="Too many open files"):
                 chip.set_irq_routes([*MARKER_ROUTES, IrqRoute(30, PinSource(IrqSourceChip.IOAPIC, 10))])
         event.trigger()
-        assert taker.take_until_marker() == [0x50]
+        assert machine.take_until_marker() == [0x50]
 
 
-def test_an_event_whose_gsi_gets_a_pin_is_served_by_the_chip_from_then_on(chip: KvmSplitIrqChip, taker: Taker) -> None:
+def test_an_event_whose_gsi_gets_a_pin_is_served_by_the_chip_from_then_on(
+    chip: KvmSplitIrqChip, machine: Machine
+) -> None:
     program_ioapic(chip, {10: ioapic_entry(0x4A)})
     with IrqEdgeEvent() as event, IrqEdgeEvent() as other:
         for one in (event, other):
@@ -293,28 +295,28 @@ def test_an_event_whose_gsi_gets_a_pin_is_served_by_the_chip_from_then_on(chip: 
         chip.route_irq(IrqRoute(30, PinSource(IrqSourceChip.IOAPIC, 10)))
         for one in (event, other, event):
             one.trigger()
-            assert taker.take() == 0x4A
+            assert machine.take() == 0x4A
         chip.unregister_edge_irq_event(30, other)
         chip.set_irq_routes([*MARKER_ROUTES, IrqRoute.msi(30, LAPIC, 0x50)])
         other.trigger()
         event.trigger()  # still served here, and still arrives
-        assert taker.take() == 0x50
-        assert taker.take_until_marker() == []
+        assert machine.take() == 0x50
+        assert machine.take_until_marker() == []
 
 
-def test_a_level_event_above_the_pins_works_through_a_pin(chip: KvmSplitIrqChip, taker: Taker) -> None:
+def test_a_level_event_above_the_pins_works_through_a_pin(chip: KvmSplitIrqChip, machine: Machine) -> None:
     program_ioapic(chip, {10: ioapic_entry(0x4A, level=True)})
     chip.route_irq(IrqRoute(30, PinSource(IrqSourceChip.IOAPIC, 10)))
     with IrqLevelEvent() as event:
         chip.register_level_irq_event(30, event, SOURCE)
         for _ in range(3):
             event.trigger()
-            assert taker.take() == 0x4A
-            assert taker.take_until_marker() == []
+            assert machine.take() == 0x4A
+            assert machine.take_until_marker() == []
             assert event.clear_resample(5)
 
 
-def test_a_level_event_and_a_message_are_refused_whichever_comes_first(chip: KvmSplitIrqChip, taker: Taker) -> None:
+def test_a_level_event_and_a_message_are_refused_whichever_comes_first(chip: KvmSplitIrqChip, machine: Machine) -> None:
     program_ioapic(chip, {10: ioapic_entry(0x4A, level=True)})
     chip.route_irq(IrqRoute.msi(30, LAPIC, 0x50))
     with IrqLevelEvent() as event:
@@ -329,6 +331,6 @@ def test_a_level_event_and_a_message_are_refused_whichever_comes_first(chip: Kvm
             with pytest.raises(InvalidRoute, match="COM1 has a level event on GSI 31, and nobody"):
                 call()
         chip.service_irq(30, True)
-        assert taker.take() == 0x50
+        assert machine.take() == 0x50
         chip.unregister_level_irq_event(31, event)
         chip.route_irq(IrqRoute.msi(31, LAPIC, 0x51))

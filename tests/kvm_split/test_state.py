@@ -15,12 +15,13 @@ from irqchip_core.events import IrqEventSource, IrqLevelEvent, PlatformDeviceId
 from irqchip_core.exits import InterruptedExit
 from irqchip_core.routes import IrqRoute
 from irqchip_core.selection import create_irqchip, create_vm
+from irqchip_core.testing.guest_cpu import Eoi
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.cpuid import vcpu_cpuid
 from irqchip_core.x86.state import ChipSnapshot, LapicState, PicSelect, PicState
 from irqchip_kvm import KvmVcpu, KvmVm
 from irqchip_kvm_split.chip import KvmSplitIrqChip, SplitChipState
-from tests.chips.taker import Eoi, Taker, ioapic_entry, program_ioapic, program_pics
+from tests.chips.machine import Machine, ioapic_entry, program_ioapic, program_pics
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_leaks")]
 
@@ -32,50 +33,47 @@ CHIPS = ["kvm_kernel", "kvm_split", "userspace"]
 
 
 @contextmanager
-def machine(name: str) -> Iterator[Taker]:
+def booted(name: str) -> Iterator[Machine]:
     """The guest on a chip of that name, with one vCPU."""
     with create_vm("kvm") as vm, create_irqchip(name, vm=vm, vcpu_count=1) as chip:
         assert isinstance(chip, IrqChipX86_64)
-        with Taker(vm, chip) as taker:
-            yield taker
+        with Machine(vm, chip) as machine:
+            yield machine
 
 
-def stop(taker: Taker) -> ChipSnapshot:
+def stop(machine: Machine) -> ChipSnapshot:
     """Let the guest's last access be over, and save its chip."""
-    assert taker.vcpu.complete_io() == InterruptedExit()
-    return taker.chip.snapshot(1)
+    assert machine.cpu.pause() == InterruptedExit()
+    return machine.chip.snapshot(1)
 
 
-def resume(taker: Taker, other: Taker, snapshot: ChipSnapshot) -> None:
-    """Let `other` be where `taker` was."""
-    other.vcpu.set_sregs(taker.vcpu.get_sregs())
-    other.vcpu.set_regs(taker.vcpu.get_regs())
+def resume(machine: Machine, other: Machine, snapshot: ChipSnapshot) -> None:
+    """Let `other` be where `machine` was."""
+    other.cpu.take_over(machine.cpu)
     other.chip.restore(snapshot, 1)
 
 
 def test_a_guest_moves_with_its_interrupts_and_routes() -> None:
-    with machine("kvm_split") as taker, machine("kvm_split") as other:
-        program_pics(taker.chip, primary_mask=0xFF & ~(1 << 5))
-        program_ioapic(taker.chip, {6: ioapic_entry(0x46), 10: ioapic_entry(0x4A, level=True)})
-        taker.chip.route_irq(IrqRoute.msi(30, LAPIC, 0x50))
-        taker.start()
+    with booted("kvm_split") as machine, booted("kvm_split") as other:
+        program_pics(machine.chip, primary_mask=0xFF & ~(1 << 5))
+        program_ioapic(machine.chip, {6: ioapic_entry(0x46), 10: ioapic_entry(0x4A, level=True)})
+        machine.chip.route_irq(IrqRoute.msi(30, LAPIC, 0x50))
         for gsi in (5, 6):  # pending in the PIC, and in the local APIC
-            taker.chip.service_irq(gsi, True)
-            taker.chip.service_irq(gsi, False)
-        resume(taker, other, stop(taker))
+            machine.chip.service_irq(gsi, True)
+            machine.chip.service_irq(gsi, False)
+        resume(machine, other, stop(machine))
         assert {other.take(Eoi.LAPIC | Eoi.PRIMARY) for _ in range(2)} == {0x35, 0x46}
         other.chip.service_irq(30, True)
         assert other.take() == 0x50
 
 
 def test_a_level_interrupt_ends_where_the_guest_has_moved_to() -> None:
-    with machine("kvm_split") as taker, machine("kvm_split") as other, IrqLevelEvent() as event:
-        program_pics(taker.chip, primary_mask=0xFF)
-        program_ioapic(taker.chip, {10: ioapic_entry(0x4A, level=True)})
-        taker.start()
-        taker.chip.service_irq(10, True)  # in the local APIC, and the IOAPIC waits for its end
+    with booted("kvm_split") as machine, booted("kvm_split") as other, IrqLevelEvent() as event:
+        program_pics(machine.chip, primary_mask=0xFF)
+        program_ioapic(machine.chip, {10: ioapic_entry(0x4A, level=True)})
+        machine.chip.service_irq(10, True)  # in the local APIC, and the IOAPIC waits for its end
         other.chip.register_level_irq_event(10, event, SOURCE)
-        resume(taker, other, stop(taker))
+        resume(machine, other, stop(machine))
         assert other.chip.get_ioapic_state().redirect_table[10] & REMOTE_IRR
         assert other.take() == 0x4A
         assert other.take_until_marker() == []
@@ -86,81 +84,77 @@ def test_a_level_interrupt_ends_where_the_guest_has_moved_to() -> None:
 @pytest.mark.parametrize("entered", [False, True])
 def test_a_vector_of_the_pics_that_kvm_has_but_not_the_guest_moves_along(entered: bool) -> None:
     """KVM tells of it in no state, so the chip remembers it."""
-    with machine("kvm_split") as taker, machine("kvm_split") as other:
-        program_pics(taker.chip, primary_mask=0xFF & ~(1 << 5))
-        program_ioapic(taker.chip, {})
-        taker.start()
-        assert taker.try_take(Eoi.NONE, 0.05) is None
-        while taker.chip.get_mp_state(0) is not MPState.HALTED:
-            assert taker.try_take(Eoi.NONE, 0.05) is None
-        taker.chip.service_irq(5, True)
-        taker.chip.service_irq(5, False)
+    with booted("kvm_split") as machine, booted("kvm_split") as other:
+        program_pics(machine.chip, primary_mask=0xFF & ~(1 << 5))
+        program_ioapic(machine.chip, {})
+        machine.sleep()
+        while machine.chip.get_mp_state(0) is not MPState.HALTED:
+            machine.sleep()
+        machine.chip.service_irq(5, True)
+        machine.chip.service_irq(5, False)
         if entered:
-            taker.vcpu.kick()
-            assert taker.vcpu.run() == InterruptedExit()
-        taker.chip.inject_interrupts(taker.vcpu)
+            machine.vcpu.kick()
+            assert machine.vcpu.run() == InterruptedExit()
+        machine.chip.inject_interrupts(machine.vcpu)
         if entered:
-            taker.vcpu.kick()
-            assert taker.vcpu.run() == InterruptedExit()  # KVM_RUN, but not the guest
-        snapshot = stop(taker)
+            machine.vcpu.kick()
+            assert machine.vcpu.run() == InterruptedExit()  # KVM_RUN, but not the guest
+        snapshot = stop(machine)
         assert snapshot.pic_primary.isr == 1 << 5
         assert snapshot.chip_specific.untaken == 0x35
         assert snapshot.mp_states == [MPState.HALTED]
-        resume(taker, other, snapshot)
+        resume(machine, other, snapshot)
         assert other.take(Eoi.PRIMARY) == 0x35
         assert stop(other).chip_specific.untaken is None
-        assert taker.take(Eoi.PRIMARY) == 0x35  # a snapshot changes nothing
+        assert machine.take(Eoi.PRIMARY) == 0x35  # a snapshot changes nothing
 
 
 def test_a_vector_of_the_pics_that_comes_after_an_nmi_is_in_the_snapshot() -> None:
-    with machine("kvm_split") as taker:
-        program_pics(taker.chip, primary_mask=0xFF & ~(1 << 5))
-        program_ioapic(taker.chip, {})
-        taker.start()
-        assert taker.try_take(Eoi.NONE, 0.05) is None
-        vcpu = taker.vcpu
+    with booted("kvm_split") as machine:
+        program_pics(machine.chip, primary_mask=0xFF & ~(1 << 5))
+        program_ioapic(machine.chip, {})
+        machine.sleep()
+        vcpu = machine.vcpu
         assert isinstance(vcpu, KvmVcpu)
-        taker.chip.service_irq(5, True)
-        taker.chip.service_irq(5, False)
-        taker.chip.inject_interrupts(vcpu)
+        machine.chip.service_irq(5, True)
+        machine.chip.service_irq(5, False)
+        machine.chip.inject_interrupts(vcpu)
         assert vcpu.queued_interrupt() == 0x35
         vcpu.inject_nmi()
-        assert taker.take(Eoi.NONE) == NMI_VECTOR
-        assert stop(taker).chip_specific.untaken == 0x35
-        assert taker.take(Eoi.PRIMARY) == 0x35
-        assert stop(taker).chip_specific.untaken is None
+        assert machine.cpu.run_into_handler() == NMI_VECTOR
+        assert stop(machine).chip_specific.untaken == 0x35
+        assert machine.take(Eoi.PRIMARY) == 0x35
+        assert stop(machine).chip_specific.untaken is None
 
 
 def test_a_chip_that_goes_back_to_its_own_snapshot_gives_a_vector_once() -> None:
-    with machine("kvm_split") as taker:
-        program_pics(taker.chip, primary_mask=0xFF & ~(1 << 5))
-        program_ioapic(taker.chip, {})
-        taker.start()
-        assert taker.try_take(Eoi.NONE, 0.05) is None
-        taker.chip.service_irq(5, True)
-        taker.chip.service_irq(5, False)
-        taker.chip.inject_interrupts(taker.vcpu)
-        snapshot = stop(taker)
+    with booted("kvm_split") as machine:
+        program_pics(machine.chip, primary_mask=0xFF & ~(1 << 5))
+        program_ioapic(machine.chip, {})
+        machine.sleep()
+        machine.chip.service_irq(5, True)
+        machine.chip.service_irq(5, False)
+        machine.chip.inject_interrupts(machine.vcpu)
+        snapshot = stop(machine)
         assert snapshot.chip_specific.untaken == 0x35
-        taker.chip.restore(snapshot, 1)
-        assert taker.take(Eoi.PRIMARY) == 0x35
-        assert taker.take_until_marker() == []
+        machine.chip.restore(snapshot, 1)
+        assert machine.take(Eoi.PRIMARY) == 0x35
+        assert machine.take_until_marker() == []
 
 
 @pytest.mark.parametrize("source", CHIPS)
 @pytest.mark.parametrize("target", CHIPS)
 def test_a_guest_moves_from_chip_to_chip(source: str, target: str) -> None:
-    with machine(source) as taker, machine(target) as other:
-        program_pics(taker.chip, primary_mask=0xFF & ~(1 << 5))
-        program_ioapic(taker.chip, {6: ioapic_entry(0x46), 10: ioapic_entry(0x4A, level=True)})
-        taker.start()
+    with booted(source) as machine, booted(target) as other:
+        program_pics(machine.chip, primary_mask=0xFF & ~(1 << 5))
+        program_ioapic(machine.chip, {6: ioapic_entry(0x46), 10: ioapic_entry(0x4A, level=True)})
         for gsi in (5, 6):
-            taker.chip.service_irq(gsi, True)
-            taker.chip.service_irq(gsi, False)
-        snapshot = stop(taker)
+            machine.chip.service_irq(gsi, True)
+            machine.chip.service_irq(gsi, False)
+        snapshot = stop(machine)
         snapshot.chip_specific = other.chip.snapshot_chip_specific()  # what is of no use to another kind of chip
         snapshot.ioapic = evolve(snapshot.ioapic, ioregsel=0)
-        resume(taker, other, snapshot)
+        resume(machine, other, snapshot)
         assert other.chip.get_lapic_state(0).apic_base == 0xFEE00D00  # x2APIC mode, as the guest has set it
         assert {other.take(Eoi.LAPIC | Eoi.PRIMARY) for _ in range(2)} == {0x35, 0x46}
         with IrqLevelEvent() as event:

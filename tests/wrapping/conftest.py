@@ -11,9 +11,9 @@ from irqchip_core.vcpu import Vm
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.tapped import TappedIrqChip
 from irqchip_core.x86.wrapped import WrappedIrqChip
-from tests.chips.conftest import names, taker, vm
+from tests.chips.conftest import machine, names, vm
 
-__all__ = ["names", "taker", "vm"]
+__all__ = ["machine", "names", "vm"]
 
 
 @pytest.fixture(params=[WrappedIrqChip, TappedIrqChip])

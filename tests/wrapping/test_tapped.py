@@ -17,7 +17,7 @@ from irqchip_core.testing import FakeVcpu, FakeVm
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.tapped import DeviceInterrupt, TappedIrqChip
 from irqchip_core.x86.wrapped import WrappedIrqChip
-from tests.chips.taker import Taker, ioapic_entry, program_ioapic
+from tests.chips.machine import Machine, ioapic_entry, program_ioapic
 from tests.core.table_chip import TableChip
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -57,55 +57,55 @@ def holding() -> Iterator[HoldingChip]:
 # On every chip, with a guest
 
 
-def test_an_edge_is_held_back_delivered_and_repeated(chip: HoldingChip, taker: Taker) -> None:
+def test_an_edge_is_held_back_delivered_and_repeated(chip: HoldingChip, machine: Machine) -> None:
     program_ioapic(chip, {5: ioapic_entry(0x45)})
     with IrqEdgeEvent() as event:
         chip.register_edge_irq_event(5, event, SOURCE)
         event.trigger()
-        assert taker.take_until_marker() == []
+        assert machine.take_until_marker() == []
         (interrupt,) = chip.held
         assert (interrupt.gsi, interrupt.source, interrupt.is_level) == (5, SOURCE, False)
         for _ in range(3):
             interrupt.deliver()
-            assert taker.take() == 0x45
-        assert taker.take_until_marker() == []
+            assert machine.take() == 0x45
+        assert machine.take_until_marker() == []
 
 
-def test_a_level_interrupt_is_ended_by_the_guest_though_it_was_held_back(chip: HoldingChip, taker: Taker) -> None:
+def test_a_level_interrupt_is_ended_by_the_guest_though_it_was_held_back(chip: HoldingChip, machine: Machine) -> None:
     program_ioapic(chip, {10: ioapic_entry(0x4A, level=True)})
     with IrqLevelEvent() as event:
         chip.register_level_irq_event(10, event, SOURCE)
         for _ in range(2):
             event.trigger()
-            assert taker.take_until_marker() == []
+            assert machine.take_until_marker() == []
             assert not event.clear_resample(0)
             interrupt = chip.held.pop()
             assert interrupt.is_level
             interrupt.deliver()
-            assert taker.take() == 0x4A
-            assert taker.take_until_marker() == []
+            assert machine.take() == 0x4A
+            assert machine.take_until_marker() == []
             assert event.clear_resample(5)
 
 
-def test_a_message_passes_too(chip: HoldingChip, taker: Taker) -> None:
+def test_a_message_passes_too(chip: HoldingChip, machine: Machine) -> None:
     chip.route_irq(IrqRoute.msi(40, 0xFEE00000, 0x51))
     with IrqEdgeEvent() as event:
         chip.register_edge_irq_event(40, event, SOURCE)
         event.trigger()
-        assert taker.take_until_marker() == []
+        assert machine.take_until_marker() == []
         chip.held[0].deliver()
-        assert taker.take() == 0x51
+        assert machine.take() == 0x51
 
 
-def test_what_is_delivered_too_late_reaches_nothing(chip: HoldingChip, taker: Taker) -> None:
+def test_what_is_delivered_too_late_reaches_nothing(chip: HoldingChip, machine: Machine) -> None:
     program_ioapic(chip, {5: ioapic_entry(0x45)})
     with IrqEdgeEvent() as event:
         chip.register_edge_irq_event(5, event, SOURCE)
         event.trigger()
-        taker.settle()
+        machine.settle()
         chip.unregister_edge_irq_event(5, event)
         chip.held[0].deliver()
-        assert taker.take_until_marker() == []
+        assert machine.take_until_marker() == []
 
 
 # Bookkeeping
