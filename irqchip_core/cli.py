@@ -19,7 +19,7 @@ from irqchip_core.conformance_command import add_conformance
 from irqchip_core.errors import IrqChipError, UnknownName
 from irqchip_core.hookspecs import Backend
 from irqchip_core.json_option import add_json
-from irqchip_core.loading import time_limit, within
+from irqchip_core.loading import run_with_timeout, time_limit
 from irqchip_core.new_backend import add_new_backend
 from irqchip_core.plugins import PluginRecord, Plugins, installed
 from irqchip_core.select_command import add_select
@@ -126,7 +126,7 @@ def _add_subcommands(
         if record.error is None and implementation.plugin_name == record.key:
             try:
                 what = f"irqchip_subcommand of {record.origin}"
-                within(time_limit(), what, functools.partial(implementation.function, subparsers))
+                run_with_timeout(time_limit(), what, functools.partial(implementation.function, subparsers))
             except Exception as error:
                 record.error = error
 

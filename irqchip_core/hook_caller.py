@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 from irqchip_core.errors import TimedOut
-from irqchip_core.loading import time_limit, within
+from irqchip_core.loading import run_with_timeout, time_limit
 from irqchip_core.observers import ChipObserver
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class HookCaller(ChipObserver):
                 continue
             values = [arguments[name] for name in implementation.argnames]
             try:
-                within(self._seconds, f"{hook} of plugin {plugin}", functools.partial(implementation.function, *values))
+                what = f"{hook} of plugin {plugin}"
+                run_with_timeout(self._seconds, what, functools.partial(implementation.function, *values))
             except (Exception, SystemExit) as error:
                 if isinstance(error, TimedOut):
                     self._given_up.add(plugin)

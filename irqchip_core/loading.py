@@ -48,7 +48,7 @@ def time_limit() -> float:
     return seconds
 
 
-def within(
+def run_with_timeout(
     seconds: float, what: str, function: Callable[[], _T], *, discard: Callable[[_T], object] = lambda result: None
 ) -> _T:
     """What `function` returns or raises.

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from irqchip_core.errors import IrqChipError, PluginError, TimedOut
 from irqchip_core.hookspecs import Backend, Hypervisor, Probe
-from irqchip_core.loading import time_limit, within
+from irqchip_core.loading import run_with_timeout, time_limit
 
 if TYPE_CHECKING:
     from irqchip_core.chip import IrqChip
@@ -60,7 +60,7 @@ class _Calls:
         self._probe_too_slow = ""
 
     def _call(self, method: str, function: Callable[[], _T], discard: Callable[[_T], object]) -> _T:
-        return within(self._seconds, f"{method} of {self._whose}", function, discard=discard)
+        return run_with_timeout(self._seconds, f"{method} of {self._whose}", function, discard=discard)
 
     def make(self, method: str, function: Callable[[], _T], *kinds: type) -> _T:
         """What `function` makes; whatever it raises or returns by mistake is a `PluginError` with the offer's name."""

@@ -19,7 +19,7 @@ from attrs import define, field
 from irqchip_core import hookspecs
 from irqchip_core.errors import DuplicateName, PluginError
 from irqchip_core.hookspecs import API_VERSION, Backend, Hypervisor
-from irqchip_core.loading import time_limit, within
+from irqchip_core.loading import run_with_timeout, time_limit
 from irqchip_core.offers import BackendOffer, HypervisorOffer
 
 ENTRY_POINT_GROUP = "irqchip"
@@ -191,7 +191,7 @@ def _load(
 ) -> None:
     """Import one plugin and register its hooks: all of them or, if anything is wrong, none."""
     who = record.origin
-    plugin = within(seconds, f"the import of {who}", entry_point.load)
+    plugin = run_with_timeout(seconds, f"the import of {who}", entry_point.load)
     try:
         manager.register(plugin, name=record.key)
         manager.check_pending()  # a misspelt hook would never be called
@@ -199,7 +199,7 @@ def _load(
         for hook in _KINDS:
             for implementation in _implementations(manager, plugin, hook):
                 read = functools.partial(_read_offer, hook, implementation.function, who, seconds)
-                setattr(record, hook.removeprefix("irqchip_"), within(seconds, f"{hook} of {who}", read))
+                setattr(record, hook.removeprefix("irqchip_"), run_with_timeout(seconds, f"{hook} of {who}", read))
     except BaseException:
         record.backend = record.hypervisor = None
         if manager.is_registered(plugin):

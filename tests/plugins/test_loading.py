@@ -9,24 +9,24 @@ import pytest
 
 from irqchip_core import loading
 from irqchip_core.errors import InvalidArgument, PluginError
-from irqchip_core.loading import DEFAULT_SECONDS, TIMEOUT_VARIABLE, time_limit, within
+from irqchip_core.loading import DEFAULT_SECONDS, TIMEOUT_VARIABLE, run_with_timeout, time_limit
 
 PATIENCE = 30.0
 
 
 def test_what_ends_gives_its_result_or_its_error() -> None:
-    assert within(PATIENCE, "this", lambda: 5) == 5
-    assert within(PATIENCE, "this", lambda: None) is None
+    assert run_with_timeout(PATIENCE, "this", lambda: 5) == 5
+    assert run_with_timeout(PATIENCE, "this", lambda: None) is None
     with pytest.raises(ZeroDivisionError):
-        within(PATIENCE, "this", lambda: 1 / 0)
+        run_with_timeout(PATIENCE, "this", lambda: 1 / 0)
     with pytest.raises(SystemExit):
-        within(PATIENCE, "this", lambda: exit(3))
+        run_with_timeout(PATIENCE, "this", lambda: exit(3))
 
 
 def test_what_does_not_end_is_left_behind_and_named() -> None:
     go_on = threading.Event()
     with pytest.raises(PluginError, match=r"^this has not ended in 0\.01 seconds; .* IRQCHIP_PLUGIN_TIMEOUT$"):
-        within(0.01, "this", go_on.wait)
+        run_with_timeout(0.01, "this", go_on.wait)
     (left,) = [thread for thread in threading.enumerate() if thread.name == "this"]
     assert left.daemon
     go_on.set()
@@ -47,7 +47,7 @@ def test_what_takes_long_is_named_before_it_is_given_up(
     logging.getLogger(loading.__name__).addHandler(listener)
     try:
         monkeypatch.setattr(loading, "NOTICE_SECONDS", 0.01)
-        assert within(PATIENCE, "this", lambda: noticed.wait(PATIENCE))
+        assert run_with_timeout(PATIENCE, "this", lambda: noticed.wait(PATIENCE))
     finally:
         logging.getLogger(loading.__name__).removeHandler(listener)
     assert caplog.messages == ["irqchip: still waiting for this, up to 30 seconds"]

@@ -1,4 +1,4 @@
-"""Hostile guests, one seed after another: ``python -m tests.stress.siege [--seconds 60] [--chip C --hypervisor H]``."""
+"""Hostile guests, one seed after another: ``python -m tests.stress.soak [--seconds 60] [--chip C --hypervisor H]``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPARED_TIMEOUT = 30.0
 CHAOS_SECONDS = 1.0
 
 
-def besiege(chip: str, hypervisor: str, seconds: float) -> list[str]:
+def soak(chip: str, hypervisor: str, seconds: float) -> list[str]:
     """Try seeds for so long, with and without a spared victim; what went wrong."""
     found: list[str] = []
     ends: Counter[str] = Counter()
@@ -46,7 +46,7 @@ def besiege(chip: str, hypervisor: str, seconds: float) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="tests.stress.siege", description=__doc__)
+    parser = argparse.ArgumentParser(prog="tests.stress.soak", description=__doc__)
     parser.add_argument("--chip")
     parser.add_argument("--hypervisor", default="kvm")
     parser.add_argument("--seconds", type=float, default=60, help="for each chip")
@@ -54,7 +54,7 @@ def main() -> int:
     places = [("userspace", "kvm"), ("userspace", "unicorn"), ("kvm_kernel", "kvm")]
     if args.chip:
         places = [(args.chip, args.hypervisor)]
-    found = [problem for place in places for problem in besiege(*place, args.seconds)]
+    found = [problem for place in places for problem in soak(*place, args.seconds)]
     for problem in found:
         print(problem, file=sys.stderr)
     return 1 if found else 0
