@@ -1,4 +1,4 @@
-"""Interrupt chips for virtual machine monitors: the contract, and the choice of who fulfills it.
+"""Interrupt chips for virtual machine monitors: the contract, and the choice of a chip.
 
 The names a VMM or a device needs every day are here; each lives in the module that explains it.
 """

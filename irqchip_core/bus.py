@@ -1,7 +1,7 @@
 """An address space of devices: I/O ports or MMIO.
 
 A `Bus` maps ranges that do not overlap to devices. Each vCPU has a handle of its own (`Bus.for_vcpu`)
-on the shared map, so that a device such as the local APIC knows who accesses it. Guest accesses never
+on the shared map, so that an access carries its vCPU's number to devices such as the local APIC. Guest accesses never
 raise: a read that no device answers is 0, and a device that raises is logged, counted and answered so.
 
 A device takes no more bytes at once than its `BusDevice.width`: the bus splits a wider access into narrower ones at

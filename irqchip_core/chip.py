@@ -69,7 +69,7 @@ class IrqChip(ABC):
 
     Attributes:
         name: Name of the backend, such as ``kvm_kernel``.
-        observers: Who hears of registrations and routes; shared by all clones.
+        observers: Notified of registrations and routes; shared by all clones.
     """
 
     name: str
@@ -80,7 +80,7 @@ class IrqChip(ABC):
 
     @abstractmethod
     def add_vcpu(self, vcpu_id: int, vcpu: Vcpu) -> None:
-        """Tell the chip about a vCPU, on that vCPU's thread, before it runs. Replaces an earlier one.
+        """Add a vCPU to the chip, on that vCPU's thread, before it runs. Replaces an earlier one.
 
         Raises:
             UnknownVcpu: `vcpu_id` is not below the number of vCPUs the chip was made for.
@@ -96,11 +96,11 @@ class IrqChip(ABC):
         may share a GSI. The chip keeps its own handle of the event.
 
         Returns:
-            The position in the event table, or None if the kernel listens to the event by itself.
+            The position in the event table, or None if the kernel waits for the event itself.
 
         Raises:
             InvalidArgument: `irq` is not an unsigned 32-bit number.
-            EventInUse: The kernel listens to this trigger already, on whichever GSI; or it would, beside the chip.
+            EventInUse: The kernel waits for this trigger already, on any GSI; or both kernel and chip would.
             Closed: The event or the chip is closed.
         """
 
@@ -169,11 +169,11 @@ class IrqChip(ABC):
 
     @abstractmethod
     def broadcast_eoi(self, vector: int) -> None:
-        """Tell the IOAPIC that a local APIC ended `vector` (0-255)."""
+        """Notify the IOAPIC of a local APIC's EOI of `vector` (0-255)."""
 
     @abstractmethod
     def inject_interrupts(self, vcpu: Vcpu) -> None:
-        """Give `vcpu` what is pending for it, or ask for an interrupt window. After each exit, on its thread."""
+        """Inject what is pending for `vcpu`, or request an interrupt window. After each exit, on its thread."""
 
     @abstractmethod
     def halted(self, vcpu_id: int) -> None:

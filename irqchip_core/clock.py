@@ -1,7 +1,7 @@
-"""Time for chips: a clock that tells nanoseconds and rings an alarm.
+"""Time for chips: a clock that counts nanoseconds and rings an alarm.
 
-A chip asks its clock for the time and sets one alarm. With `MonotonicClock` that is a thread; with `VirtualClock` time
-stands still until somebody lets it pass: a test, or a VMM for which the guest's instructions are the time.
+A chip reads its clock and sets one alarm. With `MonotonicClock` that is a thread; with `VirtualClock` time
+stands still until a caller advances it: a test, or a VMM in which the guest's instructions are the time.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class _ThreadAlarm(Alarm):
 
 
 class VirtualClock:
-    """A clock that others move on. What happens by it depends on nothing else, and can happen again.
+    """A clock that only its callers advance. What happens by it depends on nothing else, and can happen again.
 
     Alarms ring inside `advance`, on the caller's thread. For use by one thread at a time.
     """
@@ -125,7 +125,7 @@ class VirtualClock:
         return min((alarm.when for alarm in self._alarms if alarm.when is not None), default=None)
 
     def elapse(self, nanoseconds: int) -> None:
-        """Let time pass, and leave what is due to the next `advance`: for who must not be disturbed now.
+        """Let time pass, and leave alarms that are due to the next `advance`: for a caller in which no alarm may ring.
 
         Raises:
             InvalidArgument: `nanoseconds` is below 0.

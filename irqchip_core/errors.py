@@ -58,7 +58,7 @@ class UnknownVcpu(IrqChipError, LookupError):
 
 
 class EventInUse(IrqChipError):
-    """The trigger of this event is connected already, where no second one can listen."""
+    """The trigger of this event is connected already, to what allows no second user of it."""
 
     errno = _errno.EBUSY
 
@@ -76,7 +76,7 @@ class Unsupported(IrqChipError):
 
 
 class Exhausted(IrqChipError):
-    """No number of the kind asked for is left."""
+    """No free number of the requested kind is left."""
 
     errno = _errno.ENOSPC
 
@@ -112,7 +112,7 @@ class UnknownName(PluginError, LookupError):
     """No installed plugin offers this name.
 
     Attributes:
-        name: The name asked for.
+        name: The requested name.
         suggestion: The nearest installed name, or None.
     """
 

@@ -1,4 +1,4 @@
-"""Interrupt events: what a device signals and a chip (or the kernel) listens to.
+"""Interrupt events: what a device signals and a chip (or the kernel) waits for.
 
 An `Event` counts signals and has a file descriptor: an eventfd, or a pair of sockets where there is none. An edge
 event is one of them; a level event is a pair: the device signals the trigger to assert its line, and the chip signals
@@ -34,7 +34,7 @@ _ONE = (1).to_bytes(8, "little")
 def _open_file_identity(fd: int) -> object:
     """A value that is equal for two descriptors of one open eventfd or socket, and only for those.
 
-    Each socket has an inode. All eventfds share one, so fstat cannot tell them apart; the kernel numbers them in
+    Each socket has an inode. All eventfds share one, so fstat does not distinguish them; the kernel numbers them in
     /proc/<pid>/fdinfo since Linux 5.2. Without that line only the descriptor itself is known.
     """
     try:
@@ -63,7 +63,7 @@ class Event:
     two events created separately never are.
 
     Where Python has no `os.eventfd`, ``Event()`` makes a pair of connected sockets that behaves the same, but for the
-    count: signals beyond what the sockets hold merge uncounted.
+    count: signals beyond what the sockets hold are coalesced, uncounted.
     """
 
     __slots__ = ("_fd", "_identity")
@@ -98,7 +98,7 @@ class Event:
 
     def signal(self) -> None:
         """Add 1 to the counter. A counter at its maximum (2**64 - 2) stays there."""
-        with contextlib.suppress(BlockingIOError):  # saturated: all signals merge into one wait anyway
+        with contextlib.suppress(BlockingIOError):  # saturated: one wait consumes all signals anyway
             os.write(self.fileno(), _ONE)
 
     def reset(self) -> int:
@@ -112,7 +112,7 @@ class Event:
         """Block until the counter is not 0, then set it to 0.
 
         Args:
-            timeout: Seconds to wait at most; None waits for ever.
+            timeout: Seconds to wait at most; None waits without limit.
 
         Returns:
             False if the time ran out. Any number of signals is consumed by one wait.
@@ -254,7 +254,7 @@ class IrqLevelEvent:
         return self._trigger.wait(timeout)
 
     def trigger_resample(self) -> None:
-        """Tell the device that the guest has ended the interrupt (chip side)."""
+        """Notify the device that the guest has ended the interrupt (chip side)."""
         self._resample.signal()
 
     def clear_resample(self, timeout: float | None = None) -> bool:
@@ -345,7 +345,7 @@ DeviceId = PlatformDeviceId | PciDeviceId
 
 @frozen
 class IrqEventSource:
-    """Who owns an event. For statistics and people; never used for routing.
+    """The device that an event belongs to. For statistics and logs; never used for routing.
 
     Attributes:
         device_id: What kind of device it is.
@@ -368,7 +368,7 @@ class IrqEventToken:
 
     Attributes:
         index: Position of the registration in the chip's event table.
-        source: Who registered it.
+        source: The device it was registered for.
         event: A clone of the trigger that belongs to the receiver of the token; keep it open while it
             is polled, close it (or the token) afterwards.
     """

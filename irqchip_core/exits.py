@@ -67,7 +67,7 @@ class HltExit:
 
 @define
 class IrqWindowExit:
-    """The interrupt window that was asked for is open (KVM_EXIT_IRQ_WINDOW_OPEN)."""
+    """The requested interrupt window is open (KVM_EXIT_IRQ_WINDOW_OPEN)."""
 
 
 @define
@@ -122,7 +122,7 @@ class InternalErrorExit:
 
 @define
 class SystemEventExit:
-    """The guest asks for shutdown or reset through the hypervisor (KVM_EXIT_SYSTEM_EVENT).
+    """The guest requests shutdown or reset through the hypervisor (KVM_EXIT_SYSTEM_EVENT).
 
     Attributes:
         type: KVM_SYSTEM_EVENT_*: 1 shutdown, 2 reset, 3 crash.
@@ -133,7 +133,7 @@ class SystemEventExit:
 
 @define
 class UnknownExit:
-    """An exit that irqchip knows nothing about.
+    """An exit of a kind that irqchip does not handle.
 
     Attributes:
         reason: KVM_EXIT_* number.

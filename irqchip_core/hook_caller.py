@@ -1,4 +1,4 @@
-"""Tells all plugins of a chip's life, through their hooks."""
+"""Calls the hooks of all plugins at each event in a chip's life: created, registrations, routes."""
 
 from __future__ import annotations
 

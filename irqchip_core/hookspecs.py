@@ -145,7 +145,7 @@ def irqchip_created(chip: IrqChip) -> None:
 
 @hookspec
 def irqchip_event_registered(chip: IrqChip, gsi: int, source: IrqEventSource, index: IrqEventIndex | None) -> None:
-    """An event now drives `gsi`; `index` is None if the kernel listens to it by itself."""
+    """An event now drives `gsi`; `index` is None if the kernel waits for it itself."""
 
 
 @hookspec

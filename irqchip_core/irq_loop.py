@@ -1,6 +1,6 @@
 """The irq loop: waits on a chip's tokens and lets the chip serve them.
 
-`IrqLoop` does it on a thread, `AsyncIrqLoop` in an asyncio event loop, `SteppedIrqLoop` whenever it is told to. All
+`IrqLoop` does it on a thread, `AsyncIrqLoop` in an asyncio event loop, `SteppedIrqLoop` at each call of `step`. All
 follow the chip: an event that is registered later is waited on, one that is unregistered is let go. A chip without
 tokens (all in the kernel) is waited on for free.
 """
@@ -24,7 +24,7 @@ from irqchip_core.observers import ChipObserver
 _log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.1
-"""When a chip that could not tell its tokens (no descriptor was left, say) is asked again."""
+"""After how long a loop calls `irq_event_tokens` again when it failed (no descriptor was left, say)."""
 
 
 class _Sources(ChipObserver):
@@ -33,7 +33,7 @@ class _Sources(ChipObserver):
     def __init__(self, chip: IrqChip) -> None:
         self.chip = chip
         self.changed = Event()
-        self._lock = threading.Lock()  # of `changed`: whoever signals it must not meet another file of its number
+        self._lock = threading.Lock()  # of `changed`: its closed number may become another file, not to be signaled
         self.delayed = chip.irq_delayed_event_token()
         self.tokens: dict[IrqEventIndex, IrqEventToken] = {}
         self.handled = 0
@@ -41,7 +41,7 @@ class _Sources(ChipObserver):
         self.failed = 0
         """How many of them made the chip raise."""
         self.stale = False
-        """The chip could not tell its tokens: ask again in `RETRY_SECONDS`."""
+        """`irq_event_tokens` failed: call it again in `RETRY_SECONDS`."""
         self.stopping = False
         chip.observers.add(self)
         self.changed.signal()
@@ -69,7 +69,7 @@ class _Sources(ChipObserver):
         except Exception:
             self.stale = True
             self.failed += 1
-            _log.exception("%s: cannot tell its events", self.chip.name)
+            _log.exception("%s: irq_event_tokens failed", self.chip.name)
             return [], []
         self.stale = False
         added, current = [], set()

@@ -1,4 +1,4 @@
-"""Running a plugin's code without waiting for it for ever.
+"""Calls of plugin code, each with a time limit.
 
 The code runs on a thread of its own. If it does not come to an end in time, the thread is left behind, as Python
 cannot stop it, and the caller goes on with an error. What this cannot help against is compiled code that never
@@ -21,9 +21,9 @@ TIMEOUT_VARIABLE = "IRQCHIP_PLUGIN_TIMEOUT"
 DEFAULT_SECONDS = 10.0
 """How long the import of a plugin, and each call of it, may take unless `TIMEOUT_VARIABLE` says otherwise."""
 NOTICE_SECONDS = 2.0
-"""When it is said what is being waited for."""
+"""After how long a notice in the log names the call that is waited for."""
 NESTED_SHARE = 0.9
-"""Of the time a call has left, what it may spend in a call of another plugin: so the inner one is named, not it."""
+"""The share of a call's remaining time that a nested call of another plugin gets: so the error names the inner one."""
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -34,7 +34,7 @@ def time_limit() -> float:
     """Seconds that `TIMEOUT_VARIABLE` grants, or `DEFAULT_SECONDS`.
 
     Raises:
-        InvalidArgument: It is set to something else than a number of seconds.
+        InvalidArgument: `TIMEOUT_VARIABLE` is set, but not to a number of seconds above 0.
     """
     text = os.environ.get(TIMEOUT_VARIABLE, "")
     try:
@@ -54,14 +54,14 @@ def run_with_timeout(
     """What `function` returns or raises.
 
     Args:
-        seconds: How long to wait; less if this is called by code that has little time left itself.
-        what: What it is doing, for the notice and the error.
-        function: Must not need a module whose import is under way in the caller: each would wait for the other.
-            It has the caller's context variables.
+        seconds: How long to wait; less if the calling code runs in such a call and has less left.
+        what: The call in words, for the notice and the error.
+        function: The call. It must not need a module whose import is under way in the caller: each would wait for
+            the other. It has the caller's context variables.
         discard: Takes a result that comes too late, on the thread that was left behind.
 
     Raises:
-        TimedOut: It has not ended in time.
+        TimedOut: `function` has not ended in time.
     """
     results: list[_T] = []
     errors: list[BaseException] = []

@@ -18,7 +18,7 @@ DISTRIBUTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "hypervisor": {"kvm": "irqchip-kvm", "unicorn": "irqchip-unicorn"},
 }
-"""Where the names of this project come from, so that a missing one can be told how to be had."""
+"""The distribution that offers each name of this project: errors about a missing name say what to install."""
 
 _Offer = TypeVar("_Offer", bound=Backend | Hypervisor)
 
@@ -27,7 +27,7 @@ def named(name: str, offers: Mapping[str, _Offer], kind: str, plugins: Plugins, 
     """The one of `offers` that is called `name`.
 
     Args:
-        name: The name asked for.
+        name: The requested name.
         offers: The backends, or the hypervisors, of `plugins`.
         kind: ``backend`` or ``hypervisor``.
         plugins: All that was found.

@@ -1,6 +1,6 @@
-"""Who is told about a chip's life: created, events registered and unregistered, routes changed.
+"""Observers of a chip: notified when it is created, events are registered or unregistered, and routes change.
 
-Observers are for the cold path. No one is told about single interrupts.
+Observers are for the cold path. Single interrupts are not reported.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _log = logging.getLogger(__name__)
 
 
 class ChipObserver:
-    """Does nothing; override what you want to hear of. Calls come on the thread that made the change."""
+    """Does nothing; a subclass overrides the methods it needs. Calls come on the thread that made the change."""
 
     def chip_created(self, chip: IrqChip) -> None:
         """`chip` was made by `create_irqchip`."""
 
     def event_registered(self, chip: IrqChip, gsi: int, source: IrqEventSource, index: IrqEventIndex | None) -> None:
-        """An event now drives `gsi`; `index` is None if the kernel listens to it."""
+        """An event now drives `gsi`; `index` is None if the kernel waits for it itself."""
 
     def event_unregistered(self, chip: IrqChip, gsi: int) -> None:
         """An event of `gsi` was taken out."""

@@ -2,7 +2,7 @@
 
 Each is loaded by itself. One that cannot be used is kept as a record with its reason, takes nothing else
 down, and leaves nothing half registered. Choosing among the good ones is done in `selection`, how one is
-imported without waiting for it for ever in `loading`.
+imported within a time limit in `loading`.
 """
 
 from __future__ import annotations
@@ -265,7 +265,7 @@ def _check_attributes(offer: BackendOffer | HypervisorOffer, kind: str) -> None:
 
 
 def _refuse_duplicates(found: Plugins) -> None:
-    """Refuse all who offer the same name: there is no telling which one the user meant."""
+    """Refuse all plugins that offer one name: a choice by that name would be ambiguous."""
     owners: dict[tuple[str, str], list[PluginRecord]] = {}
     for record in found.records:
         for kind, offer in (("backend", record.backend), ("hypervisor", record.hypervisor)):

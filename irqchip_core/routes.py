@@ -1,7 +1,7 @@
 """Interrupt routes: which pins or which message a GSI drives.
 
 A `RoutingTable` is a value: it is checked when it is made and never changes. A chip makes the next
-table, hands it to whoever must know, and keeps it only if that succeeded, so that a refused route
+table, applies it (to the kernel, say), and keeps it only if that succeeded, so that a refused route
 leaves everything as it was. The rules are KVM_SET_GSI_ROUTING's: a GSI carries nothing, one MSI, or
 pins of different controllers.
 """

@@ -22,7 +22,7 @@ def add_select(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command = subparsers.add_parser(
         "select",
         help="say which chip is chosen here, and why",
-        description="Say which chip on which hypervisor is chosen here, after asking each about a real VM. "
+        description="Say which chip on which hypervisor is chosen here, after each has probed a real VM. "
         "The status is 1 if none fits.",
     )
     command.add_argument("name", metavar="NAME", nargs="?", help="this backend only")

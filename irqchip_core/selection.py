@@ -92,7 +92,7 @@ def candidates(
     wrappers: bool = True,
     plugins: Plugins | None = None,
 ) -> list[Candidate]:
-    """Every installed backend, in order of preference, judged for `vm` by someone who names none but in `prefer`.
+    """Every installed backend, in order of preference, judged for `vm` as when no backend is named, but in `prefer`.
 
     Args:
         vm: The VM.

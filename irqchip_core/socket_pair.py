@@ -42,7 +42,7 @@ class SocketPairEvent(Event):
     @override
     def signal(self) -> None:
         self.fileno()
-        with contextlib.suppress(BlockingIOError):  # full: whoever waits finds more than enough
+        with contextlib.suppress(BlockingIOError):  # full: the reader has signals to consume anyway
             self._writer.send(b"\1")
 
     @override

@@ -1,4 +1,4 @@
-"""What a chip and a VMM ask of a hypervisor: protocols, no code.
+"""What a chip and a VMM need of a hypervisor: protocols, no code.
 
 A hypervisor package implements them without importing anything from here but the records. `Vcpu` and
 `Vm` are all that a chip's signatures name; a chip that lives inside one hypervisor (KVM's) insists on
@@ -27,7 +27,7 @@ class Vcpu(Protocol):
     def kick(self) -> None:
         """Make the current or else the next `run` return `InterruptedExit` soon. From any thread.
 
-        Kicks before that return merge. A kick is never lost.
+        Kicks before that return are coalesced. A kick is never lost.
         """
         ...
 
@@ -68,7 +68,7 @@ class VcpuX86_64(Vcpu, Protocol):  # noqa: N801
         ...
 
     def inject_nmi(self) -> None:
-        """Inject an NMI. While one is handled one more is held, otherwise two; the rest merge."""
+        """Inject an NMI. While one is handled one more is held, otherwise two; further ones are coalesced."""
         ...
 
     def nmi_pending(self) -> bool:
@@ -88,7 +88,7 @@ class VcpuX86_64(Vcpu, Protocol):  # noqa: N801
         ...
 
     def set_interrupt_window_requested(self, requested: bool) -> None:
-        """Ask for an `IrqWindowExit` as soon as an interrupt can be injected, or take that back."""
+        """Request an `IrqWindowExit` as soon as an interrupt can be injected, or withdraw the request."""
         ...
 
     @property
@@ -115,8 +115,8 @@ class VcpuX86_64(Vcpu, Protocol):  # noqa: N801
     def perform_msr(self, access: MsrExit) -> bool:
         """Answer the last `MsrExit` with what the hypervisor does when that access is not reported.
 
-        For IA32_APIC_BASE, IA32_TSC and IA32_TSC_ADJUST, which are the hypervisor's also where a chip must know of
-        their writes at once.
+        For IA32_APIC_BASE, IA32_TSC and IA32_TSC_ADJUST, which the hypervisor keeps even where their writes must
+        reach the chip at once.
 
         Returns:
             False if it refuses the access, which is not answered then.

@@ -18,9 +18,9 @@ HYPERVISOR_VARIABLE = "IRQCHIP_HYPERVISOR"
 
 
 def asked_for(name: str | None, variable: str) -> tuple[str | None, str]:
-    """What the program asks for or else the user, in `variable`; and that variable if it was the user.
+    """The name that the program gives, or else the user in `variable`; and that variable if the user gave it.
 
-    What a backend makes inside its own `probe` or `create` is not what the user asks for.
+    `variable` does not apply to VMs and chips that a backend makes inside its own `probe` or `create`.
     """
     if name is None and not inside_a_backend() and (value := os.environ.get(variable)):
         return value, variable
@@ -40,7 +40,7 @@ def create_vm(
         name: The hypervisor; without one, what `HYPERVISOR_VARIABLE` names, else the first that is usable in
             order of preference. `choose` makes one on which a chip fits.
         backend: Which chip the VM is for; without a `name`, only hypervisors that it can serve are considered.
-        clock: For a VM whose guest lives in virtual time: what it executes moves this clock on.
+        clock: Makes a VM in virtual time: the instructions of the guest advance this clock.
         plugins: Where to look instead of in what is installed.
 
     Raises:

@@ -163,7 +163,7 @@ def test_a_chip_that_cannot_tell_its_tokens_is_asked_again(caplog: pytest.LogCap
         assert chip.progress.acquire(timeout=10)
         assert chip.served == [4]
         assert loop.failed == 2
-    assert "table: cannot tell its events" in caplog.text
+    assert "table: irq_event_tokens failed" in caplog.text
 
 
 def test_asyncio_asks_again_too() -> None:
