@@ -4,7 +4,7 @@
 # _start with RBX at this vCPU's mailbox and interrupts disabled. They are enabled only while an operation waits for
 # them, and one interrupt ends that. Ports:
 #   0x10  write  the vector just taken
-#   0x11  write  an exception nobody expects: its vector. The guest is lost
+#   0x11  write  an unexpected exception: its vector. The guest is lost
 #   0x12  read   the next operation: its number. The one before is complete
 #   0x13  write  a start-up IPI has come: bits 8-15 of CS
 #   0x14  write  nothing: an exit with interrupts enabled

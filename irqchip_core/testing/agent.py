@@ -1,4 +1,4 @@
-"""The guest of the conformance kit (agent.S): what it can be told to do, and how a processor is made ready for it.
+"""The test guest (agent.S): its operations, and how a processor is made ready for it.
 
 No chip and no hypervisor here, only guest memory and registers.
 """
@@ -39,7 +39,7 @@ _FIRST, _RESULT, _FAULT, _STOP = 0, 16, 24, 32
 
 
 class Operation(enum.IntEnum):
-    """What the guest can be told to do, in the order of agent.S."""
+    """The operations of the test guest, in the order of agent.S."""
 
     OPEN = 0
     """Let in one pending interrupt, if there is any."""
@@ -71,7 +71,7 @@ class Mailbox:
 
     Args:
         memory: All guest memory.
-        vcpu_id: Whose mailbox.
+        vcpu_id: The vCPU that reads this mailbox.
     """
 
     def __init__(self, memory: memoryview, vcpu_id: int) -> None:
@@ -137,6 +137,6 @@ def enter_long_mode(vcpu: VcpuX86_64, *, pml4: int, gdt: int, idt: int) -> None:
 
 
 def enter(vcpu: VcpuX86_64) -> None:
-    """Set the processor up, about to ask for its first operation."""
+    """Set the processor up to enter the test guest, which requests its first operation then."""
     enter_long_mode(vcpu, pml4=PML4, gdt=GDT, idt=IDT)
     vcpu.set_regs(Regs(rip=ENTRY, rsp=STACKS + STACK_SIZE * (vcpu.id + 1), rbx=MAILBOXES + MAILBOX_SIZE * vcpu.id))

@@ -24,7 +24,7 @@ class FakeVcpu:
         nmi_waits: One of them has not been delivered; `run` delivers it.
         in_nmi_handler: NMIs are blocked.
         inits: How many INITs it took.
-        window_requested: Whether an exit was asked for as soon as `ready`.
+        window_requested: Whether an exit is requested as soon as `ready`.
         kicks: How often the vCPU was kicked.
         exits: What `run` returns, first to last; then it waits for a kick.
         refused_msrs: MSRs whose accesses `perform_msr` refuses.
@@ -134,7 +134,7 @@ class FakeVm:
     """Implements `irqchip_core.vcpu.Vm`.
 
     Attributes:
-        msrs: The MSRs whose accesses it was told to report.
+        msrs: The MSRs whose accesses are reported as exits.
         clock: The time of its chip.
     """
 

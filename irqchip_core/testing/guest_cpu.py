@@ -32,7 +32,7 @@ PIC_EOI = 0x20  # OCW2, non-specific
 PRIMARY_COMMAND, SECONDARY_COMMAND = 0x20, 0xA0
 IN = {1: Operation.IN, 2: Operation.IN_WORD, 4: Operation.IN_DWORD}
 OUT = {1: Operation.OUT, 2: Operation.OUT_WORD, 4: Operation.OUT_DWORD}
-MOST_SURPLUS = 8  # interrupts that nobody expects are not taken for ever
+MOST_SURPLUS = 8  # how many unexpected interrupts a failure reports at most
 
 
 class Eoi(enum.IntFlag):
@@ -62,7 +62,7 @@ class GuestCpu:
 
     Args:
         machine: Its machine.
-        vcpu: The vCPU, which the chip knows already.
+        vcpu: The vCPU, which was added to the chip.
 
     Attributes:
         taken: Every vector its guest has taken, in order.
@@ -79,7 +79,7 @@ class GuestCpu:
         self.x2apic = False
         self.mailbox = agent.Mailbox(machine.memory, vcpu.id)
         self._loop = _Loop(self)
-        self._seen = 0  # how many of `taken` were asked for
+        self._seen = 0  # how many of `taken` were returned
         self._command: memoryview | None = None
         self._timeout = False
 
@@ -147,7 +147,7 @@ class GuestCpu:
         self.x2apic = saved.x2apic
 
     def _run(self, patience: float | None, until: Callable[[], bool] = lambda: False) -> bool:
-        """Run as a VMM does until the guest asks for an operation, or `until`; False if that takes too long."""
+        """Run as a VMM does until the guest requests an operation, or `until`; False if that takes too long."""
         timer = threading.Timer(self.machine.patience if patience is None else patience, self._expire)
         timer.daemon = True
         self._timeout = False
@@ -193,7 +193,7 @@ class GuestCpu:
         def perform() -> None:
             try:
                 done.set_result(self._perform(operation, 0, 0, None))
-            except BaseException as error:  # for whoever asks for the result
+            except BaseException as error:  # raised again in the caller of `Pending.result`
                 done.set_exception(error)
 
         threading.Thread(target=perform, name=f"vCPU {self.id}", daemon=True).start()

@@ -123,7 +123,7 @@ class Lab:
         if not order_only:
             self.record.interrupts = None
 
-    # For those who perform them
+    # For the code that performs scenarios
 
     def perform(self, scenario: Callable[[], None], on_wait: Callable[[str], object] = lambda line: None) -> None:
         """Perform a scenario on a thread of its own, and close its machines.

@@ -234,7 +234,7 @@ FAULTS: list[tuple[Maker, str, str]] = [
     (
         wrong.KicksPileUp,
         "kick_interrupts_the_next_wait",
-        "kicks before one wait_until_runnable merge, but it is .*INTERRUPTED",
+        "kicks before one wait_until_runnable are coalesced, but it is .*INTERRUPTED",
     ),
     (
         with_parts(Processor=wrong.SleepersNotWoken),

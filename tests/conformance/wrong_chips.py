@@ -88,7 +88,7 @@ class DeliveredTwice(Board):
 
 
 class DeliveredTwiceChip(UserspaceIrqChip):
-    """The second comes after the EOI of the first, or else the two would merge."""
+    """The second comes after the EOI of the first, or else the two would be coalesced."""
 
     def _write_lapic(self, vcpu_id: int, offset: int, size: int, value: int) -> None:
         super()._write_lapic(vcpu_id, offset, size, value)

@@ -92,7 +92,7 @@ class Arguments(Scenarios):
         )
 
     def test_descriptor_closed_behind_the_chip(self) -> None:
-        """So is an event whose descriptor is gone."""
+        """An event whose descriptor was closed elsewhere is refused."""
         machine = self.boot()
         event = IrqEdgeEvent()
         fd = event.get_trigger().fileno()

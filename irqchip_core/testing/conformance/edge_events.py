@@ -75,9 +75,9 @@ class EdgeEvents(Scenarios):
         machine.cpu.expect_nothing(rule=ONCE)
 
     def test_signals_merge_while_the_interrupt_is_pending(self) -> None:
-        """Signals that come before the interrupt is taken may merge; one interrupt at least comes of them."""
+        """Signals that come before the interrupt is taken may be coalesced, into one interrupt at least."""
         machine = self.boot()
-        self.lab.leave_open("how many of the signals merge")
+        self.lab.leave_open("how many of the signals are coalesced")
         machine.pin(5, 0x45)
         event = machine.edge(5)
         for _ in range(10):
@@ -151,7 +151,7 @@ class EdgeEvents(Scenarios):
             machine.cpu.expect(0x45, rule="a registration outlives the handle that was given")
 
     def test_unregistered_event_reaches_nothing(self) -> None:
-        """After unregistration nobody consumes the event, and nothing interrupts."""
+        """After unregistration no signal of the event is consumed, and none interrupts."""
         machine = self.boot()
         machine.pin(5, 0x45)
         event = machine.edge(5)
@@ -160,7 +160,7 @@ class EdgeEvents(Scenarios):
         machine.chip.unregister_edge_irq_event(5, event)
         event.trigger()
         machine.cpu.expect_nothing(rule="an unregistered edge event reaches nothing")
-        check(event.clear_trigger(0), "nobody consumes an unregistered event", "its signal was consumed")
+        check(event.clear_trigger(0), "the signal of an unregistered event is not consumed", "its signal was consumed")
 
     def test_unregistration_by_a_clone(self) -> None:
         """Any clone of an event names its registration."""

@@ -156,21 +156,21 @@ class Basics(Scenarios):
                 _finalize(chip, SystemAllocator())
 
     def test_observers_are_told(self) -> None:
-        """Observers hear of registrations and routes, once each, with the GSI."""
+        """Observers are notified of registrations and routes, once each, with the GSI."""
         machine = self.boot()
-        heard: list[tuple[str, int]] = []
+        notified: list[tuple[str, int]] = []
 
         class Listener(ChipObserver):
             def event_registered(
                 self, chip: IrqChip, gsi: int, source: IrqEventSource, index: IrqEventIndex | None
             ) -> None:
-                heard.append(("registered", gsi))
+                notified.append(("registered", gsi))
 
             def event_unregistered(self, chip: IrqChip, gsi: int) -> None:
-                heard.append(("unregistered", gsi))
+                notified.append(("unregistered", gsi))
 
             def routes_changed(self, chip: IrqChip, routes: Iterable[IrqRoute]) -> None:
-                heard.append(("routes", sum(route.gsi == 200 for route in routes)))
+                notified.append(("routes", sum(route.gsi == 200 for route in routes)))
 
         machine.chip.observers.add(Listener())
         event = machine.edge(7)
@@ -178,7 +178,7 @@ class Basics(Scenarios):
         machine.chip.unregister_edge_irq_event(7, event)
         machine.chip.route_irq(IrqRoute.msi(200, MSI_ADDRESS_BASE, 0x51))
         expected = [("registered", 7), ("unregistered", 7), ("routes", 1)]
-        check_equal(heard, expected, "observers hear once of each registration and of new routes")
+        check_equal(notified, expected, "observers are notified once of each registration and of new routes")
 
     def test_lapic_state_of_an_unknown_vcpu(self) -> None:
         """There is no local APIC of a vCPU that was not added."""
@@ -260,7 +260,7 @@ class Handles(Scenarios):
 
     @needs(IrqChipCap.MP_STATE_GET_SET)
     def test_clone_shares_vcpus(self) -> None:
-        """A clone knows the vCPUs that were added through another handle, and their MP states."""
+        """A clone has the vCPUs that were added through another handle, and their MP states."""
         machine = self.boot(chip_vcpus=2)
         with machine.chip.try_clone() as clone:
             machine.chip.add_vcpu(1, machine.vm.create_vcpu(1))

@@ -64,23 +64,23 @@ class Ipis(Scenarios):
         expect_only(machine, {0}, 0x53, "an IPI reaches the APIC with that id alone")
 
     def test_ipi_to_self_by_id(self) -> None:
-        """A fixed IPI to one's own id comes back."""
+        """A fixed IPI to the sender's own id reaches the sender."""
         machine = self.boot(vcpus=2)
         machine.cpus[1].send_ipi(command(0x52), destination=1)
         expect_only(machine, {1}, 0x52, "an IPI to the sender's id reaches the sender")
 
     def test_ipi_broadcast(self) -> None:
-        """Destination 0xFF reaches every processor, the sender too."""
+        """An IPI to destination 0xFF reaches every processor, the sender too."""
         machine = self.boot(vcpus=3)
         machine.cpu.send_ipi(command(0x52), destination=0xFF)
         expect_only(machine, {0, 1, 2}, 0x52, "a broadcast IPI reaches every APIC")
 
     def test_ipi_shorthand_self(self) -> None:
-        """Shorthand self."""
+        """An IPI with shorthand "self" reaches the sender only."""
         self._shorthand(msi.SELF, {1}, "an IPI with shorthand self reaches the sender alone")
 
     def test_ipi_shorthand_all(self) -> None:
-        """Shorthand all including self."""
+        """An IPI with shorthand "all including self" reaches every processor."""
         self._shorthand(msi.ALL_INCLUDING_SELF, {0, 1, 2}, "an IPI to all including self reaches all")
 
     def test_ipi_shorthand_others(self) -> None:
@@ -93,14 +93,14 @@ class Ipis(Scenarios):
         expect_only(machine, receivers, 0x52, rule)
 
     def test_ipi_logical_flat(self) -> None:
-        """A logical IPI in the flat model."""
+        """A logical IPI in the flat model reaches each APIC whose bit is set."""
         machine = self.boot(vcpus=3)
         set_flat_ids(machine)
         machine.cpu.send_ipi(command(0x52, logical=True), destination=0b110)
         expect_only(machine, {1, 2}, 0x52, "a logical IPI reaches each APIC whose bit is set")
 
     def test_ipi_logical_cluster(self) -> None:
-        """A logical IPI in the cluster model."""
+        """A logical IPI in the cluster model reaches the members it names of the cluster it names."""
         machine = self.boot(vcpus=3)
         for cpu in machine.cpus:
             cpu.apic_write(reg.DFR, CLUSTER_MODEL)
@@ -109,7 +109,7 @@ class Ipis(Scenarios):
         expect_only(machine, {0, 2}, 0x52, "in the cluster model an IPI reaches the members named")
 
     def test_ipi_lowest_priority(self) -> None:
-        """A lowest-priority IPI reaches exactly one."""
+        """A lowest-priority IPI reaches exactly one of its destinations."""
         machine = self.boot(vcpus=3)
         self.lab.leave_open("which APIC of equal priority takes it")
         set_flat_ids(machine)
@@ -118,7 +118,7 @@ class Ipis(Scenarios):
         check(count == 1, "a lowest-priority IPI reaches exactly one", f"{count} vCPUs took it")
 
     def test_ipi_nmi(self) -> None:
-        """An NMI IPI."""
+        """An IPI of delivery mode NMI reaches its destination as an NMI."""
         machine = self.boot(vcpus=2)
         machine.cpu.send_ipi(command(0, mode=msi.NMI), destination=1)
         machine.cpus[1].expect_nmi(rule="an NMI IPI is an NMI at its destination")
@@ -126,7 +126,7 @@ class Ipis(Scenarios):
 
     @needs(IrqChipCap.MP_STATE_GET_SET)
     def test_ipi_init_and_startup(self) -> None:
-        """The usual INIT, STARTUP, STARTUP: the processor starts once, where it is told."""
+        """INIT, STARTUP, STARTUP, as kernels send them, start a processor once, at the page that STARTUP names."""
         machine = self.boot(vcpus=2)
         target = machine.cpus[1]
         machine.cpu.send_ipi(command(0, mode=msi.INIT, bits=ASSERT | LEVEL), destination=1)
@@ -144,12 +144,12 @@ class Ipis(Scenarios):
 
     @needs(IrqChipCap.MP_STATE_GET_SET)
     def test_every_form_of_init(self) -> None:
-        """An edge is an INIT at either level, and so is a level that is asserted (SDM vol. 3, 12.6.1)."""
+        """An INIT IPI resets if it is edge-triggered or asserted (Intel SDM vol. 3, 12.6.1)."""
         expect_every_form_of_init(self.boot(vcpus=2))
 
     @needs(IrqChipCap.MP_STATE_GET_SET)
     def test_init_level_deassert(self) -> None:
-        """The INIT level de-assert does nothing (SDM vol. 3, 12.6.1)."""
+        """An INIT level de-assert IPI does nothing (SDM vol. 3, 12.6.1)."""
         expect_no_init(self.boot(vcpus=2))
 
     @needs(IrqChipCap.MP_STATE_GET_SET)
@@ -184,10 +184,10 @@ class Ipis(Scenarios):
         for mode in (msi.FIXED, msi.LOWEST_PRIORITY, msi.NMI, msi.INIT, msi.STARTUP):
             machine.cpu.send_ipi(command(0x52, mode=mode), destination=0x44)
         for cpu in machine.cpus:
-            cpu.expect_nothing(rule="an IPI to an absent APIC reaches nobody")
+            cpu.expect_nothing(rule="an IPI to an absent APIC reaches no processor")
 
     def test_ipi_is_delivered_at_once(self) -> None:
-        """After the write, delivery status is idle."""
+        """The delivery status of an IPI is idle after the write that sends it."""
         machine = self.boot(vcpus=2)
         machine.cpu.send_ipi(command(0x52), destination=1)
         status = machine.cpu.apic_read(reg.ICR_LOW)
@@ -195,14 +195,14 @@ class Ipis(Scenarios):
         machine.cpus[1].expect(0x52, rule="an IPI reaches its destination")
 
     def test_ipis_from_everybody(self) -> None:
-        """IPIs of several senders to one all come."""
+        """IPIs of several senders to one processor all come."""
         machine = self.boot(vcpus=3)
         for cpu in machine.cpus:
             cpu.send_ipi(command(0x51 + 0x10 * cpu.id), destination=0)
         machine.cpu.expect(0x71, 0x61, 0x51, rule="IPIs of several senders all come, the highest vector first")
 
     def test_ipi_ping_pong(self) -> None:
-        """Twenty IPIs to and fro."""
+        """Twenty IPIs that two processors send each other in turn all come."""
         machine = self.boot(vcpus=2)
         for turn in range(20):
             sender, receiver = machine.cpus[turn & 1], machine.cpus[~turn & 1]
@@ -221,35 +221,35 @@ class X2apicIpis(Scenarios):
 
     @needs(IrqChipCap.X2APIC)
     def test_x2apic_ipi_to_another(self) -> None:
-        """A fixed IPI to an id of 32 bits."""
+        """A fixed IPI in x2APIC mode reaches the processor with that id of 32 bits."""
         machine = self._boot()
         machine.cpu.send_ipi(command(0x52), destination=1)
         expect_only(machine, {1}, 0x52, "an IPI reaches the APIC with that id alone")
 
     @needs(IrqChipCap.X2APIC)
     def test_x2apic_self_ipi(self) -> None:
-        """The self-IPI register."""
+        """A write to the self-IPI register interrupts the writing processor only."""
         machine = self._boot()
         machine.cpus[1].apic_write(reg.SELF_IPI, 0x52)
         expect_only(machine, {1}, 0x52, "the self-IPI register interrupts the writer alone")
 
     @needs(IrqChipCap.X2APIC)
     def test_x2apic_ipi_broadcast(self) -> None:
-        """Destination 0xFFFFFFFF."""
+        """An IPI to destination 0xFFFFFFFF in x2APIC mode reaches every processor."""
         machine = self._boot()
         machine.cpu.send_ipi(command(0x52), destination=msi.BROADCAST)
         expect_only(machine, {0, 1}, 0x52, "a broadcast IPI reaches every APIC")
 
     @needs(IrqChipCap.X2APIC)
     def test_x2apic_ipi_logical(self) -> None:
-        """A logical destination: cluster in bits 16-31, members in bits 0-15."""
+        """A logical IPI in x2APIC mode names a cluster in bits 16-31 and its members in bits 0-15."""
         machine = self._boot(3)
         for cpu in machine.cpus:
             check_equal(cpu.apic_read(reg.LDR), 1 << cpu.id, "in x2APIC mode LDR follows from the id")
         machine.cpu.send_ipi(command(0x52, logical=True), destination=0b110)
         expect_only(machine, {1, 2}, 0x52, "a logical IPI reaches the members named of its cluster")
         machine.cpu.send_ipi(command(0x53, logical=True), destination=1 << 16 | 0b110)
-        expect_only(machine, set(), 0x53, "a logical IPI to an absent cluster reaches nobody")
+        expect_only(machine, set(), 0x53, "a logical IPI to an absent cluster reaches no processor")
 
     @needs(IrqChipCap.X2APIC)
     def test_x2apic_ipi_shorthand_others(self) -> None:
@@ -261,13 +261,13 @@ class X2apicIpis(Scenarios):
     @needs(IrqChipCap.X2APIC)
     @needs(IrqChipCap.MP_STATE_GET_SET)
     def test_x2apic_every_form_of_init(self) -> None:
-        """An edge is an INIT at either level, and so is a level that is asserted; x2APIC mode stays."""
+        """An INIT IPI in x2APIC mode resets if it is edge-triggered or asserted, and the mode stays."""
         expect_every_form_of_init(self._boot())
 
     @needs(IrqChipCap.X2APIC)
     @needs(IrqChipCap.MP_STATE_GET_SET)
     def test_x2apic_init_level_deassert(self) -> None:
-        """The INIT level de-assert does nothing."""
+        """An INIT level de-assert IPI in x2APIC mode does nothing."""
         expect_no_init(self._boot())
 
     @needs(IrqChipCap.X2APIC)

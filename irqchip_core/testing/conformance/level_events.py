@@ -55,7 +55,7 @@ class LevelEvents(Scenarios):
             machine.cpu.expect_nothing(rule=PER_EOI)
 
     def test_level_through_a_level_triggered_pic_line(self) -> None:
-        """The same where ELCR makes the PIC's input level-triggered."""
+        """Where ELCR makes a PIC's input level-triggered, the line is lowered and resampled at the PICs' EOI."""
         machine = self.boot()
         machine.cpu.out(ELCR_SECONDARY, 1 << 2)
         machine.unmask_pics(10)
@@ -79,7 +79,7 @@ class LevelEvents(Scenarios):
         check_resampled(machine, event)
 
     def test_signals_merge_until_the_eoi(self) -> None:
-        """Signals of an asserted line merge: one EOI ends them all."""
+        """Signals of an asserted line are coalesced: one EOI ends them all."""
         machine = self.boot()
         machine.cpu.require_eoi()
         machine.pin(10, 0x4A, level=True)
@@ -89,7 +89,7 @@ class LevelEvents(Scenarios):
         event.trigger()
         machine.settle()
         machine.cpu.end(Eoi.LAPIC)
-        machine.cpu.expect_nothing(rule="signals of a line that is asserted already merge")
+        machine.cpu.expect_nothing(rule="signals of a line that is asserted already are coalesced")
 
     def test_remote_irr(self) -> None:
         """Remote IRR is set from the interrupt to its EOI."""
@@ -144,7 +144,7 @@ class LevelEvents(Scenarios):
         check(line_is_high(machine, 11), rule, "GSI 11 was lowered at the EOI of pin 10")
 
     def test_pic_eoi_ends_its_own_line_only(self) -> None:
-        """The same through the PICs."""
+        """The EOI of one line of the PICs lowers and resamples that line, and no other."""
         machine = self.boot()
         machine.unmask_pics(10)
         one, other = machine.level(10), machine.level(11)
@@ -273,7 +273,7 @@ class LevelEvents(Scenarios):
         """`broadcast_eoi` of a level interrupt lowers and resamples its line."""
         machine = self.boot()
         if not machine.ioapic_in_chip:
-            raise NotApplicable("needs an IOAPIC in the chip; this one's is the hypervisor's and hears of EOIs itself")
+            raise NotApplicable("needs an IOAPIC in the chip; this one's is the hypervisor's and receives EOIs itself")
         machine.cpu.require_eoi()
         machine.pin(10, 0x4A, level=True)
         event = machine.level(10)

@@ -23,7 +23,7 @@ class LocalApic(Scenarios):
         machine.cpu.expect(0x91, 0x71, 0x51, rule=HIGHEST_FIRST)
 
     def test_highest_vector_first_within_a_class(self) -> None:
-        """Also within one priority class."""
+        """Of pending interrupts of one priority class the highest vector comes first."""
         machine = self.boot()
         for vector in (0x62, 0x6F, 0x60):
             machine.send_msi(vector)
@@ -133,11 +133,11 @@ class LocalApic(Scenarios):
         machine.cpu.expect(*range(0xEF, 0x1F, -1), rule=HIGHEST_FIRST)
 
     def test_same_vector_merges(self) -> None:
-        """An interrupt that is pending already merges with another of its vector."""
+        """An interrupt is coalesced with one of its vector that is pending already."""
         machine = self.boot()
         for _ in range(3):
             machine.send_msi(0x51)
-        machine.cpu.expect(0x51, rule="interrupts of one vector that are not taken merge")
+        machine.cpu.expect(0x51, rule="interrupts of one vector that are not taken are coalesced")
 
     def test_vector_in_service_can_be_pending(self) -> None:
         """While an interrupt is in service, one more of its vector can wait."""
@@ -223,7 +223,7 @@ class LocalApic(Scenarios):
         machine.cpu.expect(0x61, rule="a local APIC that was enabled again takes what comes from then on")
 
     def test_eoi_broadcast_suppression(self) -> None:
-        """With EOI-broadcast suppression, the IOAPIC hears of an EOI only by its own register."""
+        """With EOI-broadcast suppression, only a write to the IOAPIC's EOI register ends a line."""
         machine = self.boot()
         if not machine.cpu.apic_read(reg.VERSION) & reg.VERSION_EOI_BROADCAST_SUPPRESSION:
             raise NotApplicable("needs a local APIC that can suppress EOI broadcasts (version register, bit 24)")

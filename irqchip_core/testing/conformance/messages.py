@@ -34,7 +34,7 @@ class Messages(Scenarios):
     """MSIs."""
 
     def test_msi_to_one(self) -> None:
-        """Fixed, physical: the APIC with that id takes it, and no other."""
+        """A fixed MSI with a physical destination interrupts the APIC with that id, and no other."""
         machine = self.boot(vcpus=3)
         for destination in (0, 2, 1):
             machine.send_msi(0x50 + destination, destination=destination)
@@ -42,13 +42,13 @@ class Messages(Scenarios):
             expect_only(machine, {destination}, 0x50 + destination, rule)
 
     def test_msi_broadcast(self) -> None:
-        """Fixed, physical, destination 0xFF: every APIC takes it."""
+        """A fixed MSI to physical destination 0xFF interrupts every APIC."""
         machine = self.boot(vcpus=3)
         machine.send_msi(0x50, destination=0xFF)
         expect_only(machine, {0, 1, 2}, 0x50, "a broadcast MSI interrupts every APIC")
 
     def test_msi_logical_flat(self) -> None:
-        """Fixed, logical, flat model: each APIC whose bit is set takes it."""
+        """A fixed MSI with a logical destination in the flat model interrupts each APIC whose bit is set."""
         machine = self.boot(vcpus=3)
         set_flat_ids(machine)
         machine.send_msi(0x50, destination=0b101, logical=True)
@@ -57,7 +57,7 @@ class Messages(Scenarios):
         expect_only(machine, {1}, 0x51, "a logical MSI interrupts each APIC whose bit is set")
 
     def test_msi_logical_cluster(self) -> None:
-        """Fixed, logical, cluster model: the members that are named of the cluster that is named."""
+        """A fixed MSI with a logical destination in the cluster model interrupts the members that it names."""
         machine = self.boot(vcpus=3)
         for cpu in machine.cpus:
             cluster, member = divmod(cpu.id, 2)
@@ -70,11 +70,11 @@ class Messages(Scenarios):
         expect_only(machine, {2}, 0x51, rule)
 
     def test_msi_lowest_priority(self) -> None:
-        """Lowest priority: exactly one of the destinations takes it."""
+        """A lowest-priority MSI interrupts exactly one of its destinations."""
         self._one_of_two(0x50, {"mode": msi.LOWEST_PRIORITY}, "a lowest-priority MSI interrupts exactly one")
 
     def test_msi_redirection_hint(self) -> None:
-        """With the redirection hint and logical destination, exactly one takes a lowest-priority MSI."""
+        """A lowest-priority MSI with redirection hint and logical destination interrupts exactly one APIC."""
         self._one_of_two(0x51, {"mode": msi.LOWEST_PRIORITY, "hint": True}, "a redirected MSI interrupts exactly one")
 
     def _one_of_two(self, vector: int, options: dict[str, int], rule: str) -> None:
@@ -86,20 +86,20 @@ class Messages(Scenarios):
         check(taken == [vector], rule, f"of two vCPUs {len(taken)} took {vectors(taken)}")
 
     def test_msi_nmi(self) -> None:
-        """NMI: it comes though interrupts are disabled, with vector 2."""
+        """An MSI of delivery mode NMI comes though interrupts are disabled, with vector 2."""
         machine = self.boot()
         machine.send_msi(0, mode=msi.NMI)
         machine.cpu.expect_nmi(rule="an NMI message is an NMI")
 
     def test_nmi_to_another(self) -> None:
-        """NMI: only its destination takes it."""
+        """An MSI of delivery mode NMI interrupts its destination only."""
         machine = self.boot(vcpus=2)
         machine.send_msi(0, mode=msi.NMI, destination=1)
         machine.cpus[1].expect_nmi(rule="an NMI message is an NMI")
         machine.cpus[0].expect_nothing(rule="an NMI message reaches its destination alone")
 
     def test_nmis_before_the_first_is_taken(self) -> None:
-        """NMIs that come before a vCPU looks: two are taken, the one that is due and one that is held."""
+        """Of NMIs that come before a vCPU executes, two are taken: one that is due and one that is held."""
         machine = self.boot()
         for _ in range(3):
             machine.send_msi(0, mode=msi.NMI)
@@ -107,7 +107,7 @@ class Messages(Scenarios):
         check_equal(taken, [NMI_VECTOR, NMI_VECTOR, None], "of three NMIs at once one is taken, and one is held")
 
     def test_nmis_while_one_is_handled(self) -> None:
-        """NMIs that come in the NMI handler: one is held until its IRET (Intel SDM vol. 3, 7.7.1)."""
+        """Of NMIs that come in the NMI handler, one is held until its IRET (Intel SDM vol. 3, 7.7.1)."""
         machine = self.boot()
         machine.send_msi(0, mode=msi.NMI)
         check_equal(machine.cpu.run_into_handler(), NMI_VECTOR, "an NMI message is an NMI")
@@ -118,7 +118,7 @@ class Messages(Scenarios):
 
     @needs(IrqChipCap.MP_STATE_GET_SET)
     def test_msi_init_and_startup(self) -> None:
-        """INIT, then STARTUP: the processor is reset, waits, and executes at the page named."""
+        """An INIT message resets the processor, which waits; a STARTUP message starts it at the page that it names."""
         machine = self.boot(vcpus=2)
         cpu = machine.cpus[1]
         machine.send_msi(0, mode=msi.INIT, destination=1)
@@ -131,7 +131,7 @@ class Messages(Scenarios):
         check_equal(machine.chip.get_mp_state(1), MPState.RUNNABLE, "a vCPU that was started is runnable")
 
     def test_startup_without_init(self) -> None:
-        """STARTUP to a processor that does not wait for it is ignored."""
+        """A STARTUP message to a processor that does not wait for one is ignored."""
         machine = self.boot(vcpus=2)
         machine.send_msi(agent.STARTUP_VECTOR, mode=msi.STARTUP, destination=1)
         machine.send_msi(0x50, destination=1)
@@ -139,9 +139,9 @@ class Messages(Scenarios):
         check(not machine.cpus[1].started, "a start-up message to a running vCPU is ignored", "it was started")
 
     def test_msi_extint(self) -> None:
-        """ExtINT: at most what the PICs have comes of it."""
+        """An ExtINT message causes no interrupt but one that the PICs have pending."""
         machine = self.boot()
-        self.lab.leave_open("whether an ExtINT message asks the PICs (KVM ignores it)")
+        self.lab.leave_open("whether an ExtINT message acknowledges an interrupt of the PICs (KVM ignores it)")
         machine.unmask_pics(5)
         machine.cpu.apic_write(reg.LVT_LINT0, EXTINT_MODE | MASKED)
         machine.pulse(5)
@@ -152,7 +152,7 @@ class Messages(Scenarios):
         )
 
     def test_msi_smi(self) -> None:
-        """SMI: the guest goes on undisturbed."""
+        """An SMI message does not disturb the guest."""
         machine = self.boot()
         if not machine.apics_in_chip:
             raise NotApplicable("needs local APICs in the chip; a hypervisor may enter system management mode")
@@ -161,10 +161,10 @@ class Messages(Scenarios):
         machine.cpu.expect(0x51, rule="an SMI does not disturb the guest")
 
     def test_msi_reserved_delivery_mode(self) -> None:
-        """The reserved delivery mode 3 is dropped."""
+        """A message of the reserved delivery mode 3 is dropped."""
         machine = self.boot()
         machine.send_msi(0x51, mode=msi.REMOTE_READ)
-        machine.cpu.expect_nothing(rule="a message of the reserved delivery mode interrupts nobody")
+        machine.cpu.expect_nothing(rule="a message of the reserved delivery mode interrupts no vCPU")
 
     def test_msi_level_triggered(self) -> None:
         """A level-triggered MSI interrupts once, and sets TMR."""
@@ -180,14 +180,14 @@ class Messages(Scenarios):
         machine = self.boot()
         for mode in (msi.FIXED, msi.LOWEST_PRIORITY, msi.NMI, msi.INIT, msi.STARTUP):
             machine.send_msi(0x51, mode=mode, destination=0x33)
-        machine.cpu.expect_nothing(rule="a message to an absent APIC interrupts nobody")
+        machine.cpu.expect_nothing(rule="a message to an absent APIC interrupts no vCPU")
 
     def test_msi_to_an_absent_logical_id(self) -> None:
         """A message to a logical id that no APIC has is dropped."""
         machine = self.boot()
         set_flat_ids(machine)
         machine.send_msi(0x51, destination=0x80, logical=True)
-        machine.cpu.expect_nothing(rule="a message to a logical id that nobody has interrupts nobody")
+        machine.cpu.expect_nothing(rule="a message to a logical id that no APIC has interrupts no vCPU")
 
     def test_write_that_is_no_message(self) -> None:
         """A write to an address outside 0xFEExxxxx is dropped."""

@@ -35,7 +35,7 @@ class Modes(Scenarios):
         return machine
 
     def test_base_after_reset(self) -> None:
-        """IA32_APIC_BASE: enabled, at 0xFEE00000, and only vCPU 0 is the boot processor."""
+        """IA32_APIC_BASE after reset: enabled, at 0xFEE00000, and only vCPU 0 is the boot processor."""
         machine = self.boot(vcpus=2)
         for cpu in machine.cpus:
             expected = reg.APIC_BASE_RESET | (0 if cpu.id else reg.APIC_BASE_BSP)
@@ -82,7 +82,7 @@ class Modes(Scenarios):
 
     @needs(IrqChipCap.X2APIC)
     def test_level_in_x2apic_mode(self) -> None:
-        """An EOI by MSR lowers and resamples the line."""
+        """In x2APIC mode an EOI by MSR lowers and resamples the line."""
         machine = self._switched()
         machine.pin(10, 0x4A, level=True)
         event = machine.level(10)
@@ -94,7 +94,7 @@ class Modes(Scenarios):
 
     @needs(IrqChipCap.X2APIC)
     def test_switch_keeps_what_is_pending(self) -> None:
-        """What is pending, and registers that both modes have, stay through the switch."""
+        """What is pending, and registers that both modes have, stay when a local APIC switches to x2APIC mode."""
         machine = self.boot()
         machine.cpu.apic_write(reg.TPR, 0x20)
         machine.send_msi(0x51)
@@ -114,7 +114,7 @@ class Modes(Scenarios):
 
     @needs(IrqChipCap.X2APIC)
     def test_no_way_back_but_by_disabling(self) -> None:
-        """From x2APIC mode straight to xAPIC mode raises #GP and changes nothing."""
+        """A switch from x2APIC mode straight to xAPIC mode raises #GP and changes nothing."""
         cpu = self._switched().cpu
         base = base_of(cpu)
         rule = "the way from x2APIC mode to xAPIC mode is by disabling"
@@ -127,7 +127,7 @@ class Modes(Scenarios):
 
     @needs(IrqChipCap.X2APIC)
     def test_x2apic_not_from_disabled(self) -> None:
-        """From disabled straight to x2APIC mode raises #GP."""
+        """A switch from disabled straight to x2APIC mode raises #GP."""
         cpu = self.boot().cpu
         base = base_of(cpu)
         check(cpu.write_msr(reg.IA32_APIC_BASE, base & ~reg.APIC_BASE_EN), "the APIC can be disabled", "it raised #GP")
@@ -136,7 +136,7 @@ class Modes(Scenarios):
 
     @needs(IrqChipCap.X2APIC)
     def test_x2apic_bit_without_enable(self) -> None:
-        """EXTD without EN raises #GP."""
+        """Setting EXTD without EN in IA32_APIC_BASE raises #GP."""
         cpu = self.boot().cpu
         base = base_of(cpu)
         refused = not cpu.write_msr(reg.IA32_APIC_BASE, base & ~reg.APIC_BASE_EN | reg.APIC_BASE_EXTD)
@@ -144,7 +144,7 @@ class Modes(Scenarios):
 
     @needs(IrqChipCap.X2APIC)
     def test_reserved_registers_in_x2apic_mode(self) -> None:
-        """Reserved registers, and reading EOI or writing the id, raise #GP."""
+        """In x2APIC mode reserved registers, reading EOI and writing the id raise #GP."""
         cpu = self._switched().cpu
         rule = "a register that x2APIC mode does not have raises #GP"
         check(cpu.read_msr(NO_REGISTER) is None, rule, "a reserved one could be read")
@@ -153,14 +153,14 @@ class Modes(Scenarios):
 
     @needs(IrqChipCap.X2APIC)
     def test_esr_must_be_zero_in_x2apic_mode(self) -> None:
-        """Writing anything but 0 to ESR raises #GP."""
+        """In x2APIC mode a write to ESR of anything but 0 raises #GP."""
         cpu = self._switched().cpu
         refused = not cpu.write_msr(reg.X2APIC_MSR_BASE + (reg.ESR >> 4), 1)
         check(refused, "ESR takes only 0 in x2APIC mode", "1 was accepted")
 
     @needs(IrqChipCap.X2APIC)
     def test_back_to_xapic_mode_at_once(self) -> None:
-        """From x2APIC mode to disabled to xAPIC mode, with nothing between the two writes."""
+        """A guest can switch from x2APIC mode to disabled to xAPIC mode with nothing between the two writes."""
         cpu = self.boot().cpu
         version = cpu.load(LAPIC_BASE + reg.VERSION)
         check(cpu.enter_x2apic(), SWITCH, "that raised #GP")
@@ -173,7 +173,7 @@ class Modes(Scenarios):
 
     @needs(IrqChipCap.X2APIC)
     def test_from_disabled_to_x2apic_mode_at_once(self) -> None:
-        """From disabled to xAPIC mode to x2APIC mode, with nothing between the two writes."""
+        """A guest can switch from disabled to xAPIC mode to x2APIC mode with nothing between the two writes."""
         cpu = self.boot().cpu
         xapic = reg.APIC_BASE_RESET | reg.APIC_BASE_BSP
         rule = "two writes of IA32_APIC_BASE in a row lead from disabled to x2APIC mode"
@@ -219,7 +219,7 @@ class Modes(Scenarios):
         machine.cpu.expect_nmi(rule="a software-disabled local APIC takes NMIs")
 
     def test_masks_of_a_software_disabled_apic(self) -> None:
-        """While software-disabled, all entries of the local vector table are masked and stay so."""
+        """While a local APIC is software-disabled, all entries of its local vector table are masked and stay so."""
         cpu = self.boot().cpu
         cpu.apic_write(reg.SPIV, SPURIOUS_VECTOR)
         cpu.apic_write(reg.LVT_ERROR, 0x50)

@@ -25,7 +25,7 @@ class Pics(Scenarios):
     """The PICs."""
 
     def test_wide_access_to_the_pics(self) -> None:
-        """A word or double word is an access of a byte to each of its ports."""
+        """An access of a word or double word to the PICs is an access of a byte to each of its ports."""
         machine = self.boot()
         machine.need_on_bus(COMMAND, "PICs")
         cpu = machine.cpu
@@ -40,7 +40,7 @@ class Pics(Scenarios):
         check_equal(cpu.in_(ELCR, size=2), 0x0620, rule)
 
     def test_masked_pic_line_stays_latched(self) -> None:
-        """An edge on a masked line waits in IRR and interrupts when unmasked."""
+        """An edge on a masked PIC line waits in IRR and interrupts when the line is unmasked."""
         machine = self.boot()
         machine.pulse(5)
         machine.cpu.expect_nothing(rule="a masked PIC line does not interrupt")
@@ -48,7 +48,7 @@ class Pics(Scenarios):
         machine.cpu.expect(0x35, rule="an edge latched while masked interrupts when unmasked", eoi=Eoi.PRIMARY)
 
     def test_pic_line_of_lower_number_comes_first(self) -> None:
-        """Of simultaneous lines the one with the lowest number is first."""
+        """Of simultaneous PIC lines the one with the lowest number comes first."""
         machine = self.boot()
         machine.unmask_pics(3, 5, 6)
         raise_lines(machine, 6, 3, 5)
@@ -56,7 +56,7 @@ class Pics(Scenarios):
         machine.cpu.expect(0x33, 0x35, 0x36, rule=rule, eoi=Eoi.PRIMARY)
 
     def test_cascade_has_the_priority_of_line_2(self) -> None:
-        """Lines 8-15 come after lines 0 and 1 and before 3-7."""
+        """PIC lines 8-15 have a priority below lines 0 and 1 and above lines 3-7."""
         machine = self.boot()
         machine.unmask_pics(1, 3, 8, 15)
         raise_lines(machine, 3, 15, 8, 1)
@@ -67,7 +67,7 @@ class Pics(Scenarios):
             machine.cpu.end(eoi)
 
     def test_pic_service_blocks_lower_lines(self) -> None:
-        """A line in service blocks those of lower priority until its EOI."""
+        """A PIC line in service blocks those of lower priority until its EOI."""
         machine = self.boot()
         machine.unmask_pics(3, 5)
         raise_lines(machine, 3)
@@ -79,7 +79,7 @@ class Pics(Scenarios):
         machine.cpu.expect(0x35, rule=rule, eoi=Eoi.PRIMARY)
 
     def test_pic_line_of_higher_priority_interrupts_service(self) -> None:
-        """A line of higher priority interrupts the service of a lower one."""
+        """A PIC line of higher priority interrupts the service of a lower one."""
         machine = self.boot()
         machine.unmask_pics(3, 5)
         raise_lines(machine, 5)
@@ -92,7 +92,7 @@ class Pics(Scenarios):
         machine.cpu.expect_nothing(rule=rule)
 
     def test_pic_specific_eoi(self) -> None:
-        """A specific EOI ends the line it names, whichever was taken last."""
+        """A specific EOI to a PIC ends the line it names, whichever was taken last."""
         machine = self.boot()
         machine.unmask_pics(3, 5)
         raise_lines(machine, 5)
@@ -104,7 +104,7 @@ class Pics(Scenarios):
         check_equal(machine.cpu.in_(COMMAND), 1 << 3, "a specific EOI clears the ISR bit of its line alone")
 
     def test_pic_auto_eoi(self) -> None:
-        """With automatic EOI nothing stays in service."""
+        """In automatic-EOI mode no PIC line stays in service."""
         machine = self.boot()
         machine.init_pics(auto_eoi=True)
         machine.unmask_pics(3, 5)
@@ -114,7 +114,7 @@ class Pics(Scenarios):
         machine.cpu.expect_next(0x35, rule="with automatic EOI nothing is blocked")
 
     def test_pic_rotation(self) -> None:
-        """Rotation on EOI makes the line just served the lowest."""
+        """Rotation on EOI gives the PIC line just served the lowest priority."""
         machine = self.boot()
         machine.unmask_pics(3, 5, 6)
         raise_lines(machine, 3)
@@ -124,7 +124,7 @@ class Pics(Scenarios):
         machine.cpu.expect(0x35, 0x33, rule="rotation on EOI makes the line served the lowest", eoi=Eoi.PRIMARY)
 
     def test_pic_set_priority(self) -> None:
-        """The set-priority command makes its line the lowest."""
+        """The set-priority command gives the PIC line it names the lowest priority."""
         machine = self.boot()
         machine.unmask_pics(3, 5)
         machine.cpu.out(COMMAND, SET_PRIORITY | 4)
@@ -132,7 +132,7 @@ class Pics(Scenarios):
         machine.cpu.expect(0x35, 0x33, rule="set-priority makes its line the lowest", eoi=Eoi.PRIMARY)
 
     def test_pic_irr_and_isr(self) -> None:
-        """IRR shows what is requested, ISR what is in service."""
+        """IRR of a PIC shows what is requested, ISR what is in service."""
         machine = self.boot()
         machine.unmask_pics(3)
         raise_lines(machine, 3, 5)
@@ -143,7 +143,7 @@ class Pics(Scenarios):
         check_equal(machine.cpu.in_(COMMAND), 1 << 3, "ISR shows the line in service")
 
     def test_pic_poll(self) -> None:
-        """A poll acknowledges the line of highest priority and names it."""
+        """A poll of a PIC acknowledges the line of highest priority and names it."""
         machine = self.boot()
         machine.pulse(5)
         machine.unmask_pics(5)
@@ -153,14 +153,14 @@ class Pics(Scenarios):
         check(not machine.cpu.in_(COMMAND) & 1 << 5, "a poll acknowledges the line", "it is requested still")
 
     def test_pic_mask_reads_back(self) -> None:
-        """Both mask registers read as written."""
+        """The mask registers of both PICs read as written."""
         machine = self.boot()
         for port, mask in ((0x21, 0xA5), (0xA1, 0x5A)):
             machine.cpu.out(port, mask)
             check_equal(machine.cpu.in_(port), mask, "a mask register reads as written")
 
     def test_pic_vector_base(self) -> None:
-        """ICW2 sets the vectors."""
+        """ICW2 sets the vectors of a PIC."""
         machine = self.boot()
         for value in (0x11, 0x60, 0x04, 0x01):
             machine.cpu.out(COMMAND if value == 0x11 else DATA, value)
@@ -169,7 +169,7 @@ class Pics(Scenarios):
         machine.cpu.expect(0x66, rule="ICW2 sets the vectors of a PIC", eoi=Eoi.PRIMARY)
 
     def test_pic_initialization_forgets_masks(self) -> None:
-        """ICW1 clears the mask register and the requests of edge lines."""
+        """ICW1 clears the mask register of a PIC and the requests of its edge-triggered lines."""
         machine = self.boot()
         machine.pulse(5)
         machine.init_pics()
@@ -179,7 +179,7 @@ class Pics(Scenarios):
         machine.cpu.expect(0x35, rule="a PIC line interrupts after initialization", eoi=Eoi.PRIMARY)
 
     def test_lint0_masks_the_pics(self) -> None:
-        """The PICs reach the processor through LINT0, and not while that is masked."""
+        """The PICs reach the processor through LINT0, unless LINT0 is masked."""
         machine = self.boot()
         self.lab.leave_open("whether the PIC or the local APIC comes first", order_only=True)
         machine.unmask_pics(5)

@@ -15,7 +15,7 @@ from irqchip_core.testing.verdict import vectors
 Found = dict[str, Any]
 """One scenario on one chip: backend, hypervisor, class, topic, scenario, outcome, reason, interrupts, open, seconds.
 
-The class is that of an author who has derived from the kit's, else "".
+The class is the one that a chip's author derived from the kit's, else "".
 """
 
 MANY = 6

@@ -103,7 +103,7 @@ class Routes(Scenarios):
         machine.cpu.expect(0x45, rule="a new route of one GSI leaves that of another")
 
     def test_gsi_reaches_its_own_route_only(self) -> None:
-        """A GSI does not leak into another's route."""
+        """A signal of a GSI reaches what that GSI is routed to, and nothing else."""
         machine = self.boot()
         for gsi in range(30, 40):
             machine.chip.route_irq(message(gsi, 0x50 + gsi))
@@ -124,7 +124,7 @@ class Routes(Scenarios):
         machine.cpu.expect(0x52, rule="a route that set_irq_routes brings is there")
 
     def test_no_routes(self) -> None:
-        """With no routes no GSI reaches anything; that is legal."""
+        """An empty table of routes is legal; no GSI reaches anything then."""
         machine = self.boot()
         machine.pin(5, 0x45)
         machine.unmask_pics(5)
@@ -186,7 +186,7 @@ class Routes(Scenarios):
                 machine.cpu.expect(vector, rule=f"after a refused route_irq ({what}) the routes are as before")
 
     def test_bad_tables_are_refused(self) -> None:
-        """One bad route, and `set_irq_routes` changes nothing."""
+        """`set_irq_routes` changes nothing if one of its routes is bad."""
         machine = self.boot()
         machine.pin(5, 0x45)
         for what, route in BAD_ROUTES.items():

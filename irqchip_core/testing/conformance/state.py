@@ -48,7 +48,7 @@ class State(Scenarios):
         check_equal((primary.imr, secondary.imr), (0xF3, 0xEF), "get_pic_state shows the masks")
 
     def test_pic_state_round_trip(self) -> None:
-        """State that is given back changes nothing; changed state is the guest's."""
+        """PIC state that is read and set again changes nothing; the guest reads what was changed in it."""
         machine = self.boot()
         for select, port in ((PicSelect.PRIMARY, 0x21), (PicSelect.SECONDARY, 0xA1)):
             state = machine.chip.get_pic_state(select)
@@ -76,7 +76,7 @@ class State(Scenarios):
         check_equal(hex(state.redirect_table[5]), hex(1 << 56 | 0x18045), "get_ioapic_state shows the entries")
 
     def test_ioapic_state_round_trip(self) -> None:
-        """Entries that are set count."""
+        """Redirection entries that are set take effect."""
         machine = self.boot()
         state = machine.chip.get_ioapic_state()
         machine.chip.set_ioapic_state(state)
@@ -99,7 +99,7 @@ class State(Scenarios):
             check_equal(regs[(reg.IRR >> 4) + 2], 1 << 0x11 + cpu.id, "get_lapic_state shows what is pending")
 
     def test_lapic_state_round_trip(self) -> None:
-        """State that is given back keeps what is pending; changed state is the guest's."""
+        """Local APIC state that is read and set again keeps what is pending; the guest reads what was changed in it."""
         machine = self.boot()
         machine.send_msi(0x51)
         state = machine.chip.get_lapic_state(0)
@@ -109,7 +109,7 @@ class State(Scenarios):
         machine.cpu.expect(0x51, rule="set_lapic_state keeps what is pending")
 
     def test_pending_vector_is_set(self) -> None:
-        """A vector that is pending in a state that is set comes."""
+        """A vector that is pending in a local APIC state interrupts when that state is set."""
         machine = self.boot()
         state = machine.chip.get_lapic_state(0)
         state.regs[(reg.IRR >> 4) + 3] |= 1 << 0x05

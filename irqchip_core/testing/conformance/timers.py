@@ -15,7 +15,7 @@ DIVIDE_BY_1, DIVIDE_BY_16 = 0xB, 0x3
 ONE_SHOT, PERIODIC, TSC_DEADLINE = (mode << reg.LVT_TIMER_MODE_SHIFT for mode in (0, 1, 2))
 FAR = 0xFFFFFFFF
 VECTOR = 0x61
-TSC_HZ = 1_000_000_000  # where the hypervisor does not know
+TSC_HZ = 1_000_000_000  # where the hypervisor does not report it
 
 COUNTER_0, COUNTER_2, CONTROL, SPEAKER = 0x40, 0x42, 0x43, 0x61
 BOTH_BYTES = 0x30
@@ -62,14 +62,14 @@ class ApicTimer(Scenarios):
     """The local APIC's timer."""
 
     def test_one_shot(self) -> None:
-        """One-shot: one interrupt, then the count stays 0."""
+        """A one-shot timer interrupts once, and its count stays 0 then."""
         machine = self.boot()
         start(machine.cpu, ticks(machine, 1))
         machine.cpu.expect(VECTOR, rule="a one-shot timer interrupts once")
         check_equal(machine.cpu.apic_read(reg.TIMER_CURRENT_COUNT), 0, "a one-shot timer stays at 0")
 
     def test_one_shot_is_not_early(self) -> None:
-        """The interrupt comes when the time is over, and not before."""
+        """A one-shot timer interrupts when its time is over, and not before."""
         machine = self.boot()
         began = time.monotonic()
         start(machine.cpu, ticks(machine, 100))
@@ -78,14 +78,14 @@ class ApicTimer(Scenarios):
         check(took >= 0.0999, "a timer of 100 ms takes 100 ms", f"it took {took * 1000:.1f} ms")
 
     def test_one_shot_started_again(self) -> None:
-        """Writing the initial count starts it anew."""
+        """A write to the initial count starts a one-shot timer anew."""
         machine = self.boot()
         for _ in range(3):
             start(machine.cpu, ticks(machine, 0.5))
             machine.cpu.expect(VECTOR, rule="each initial count of a one-shot timer is one interrupt")
 
     def test_periodic(self) -> None:
-        """Periodic: interrupts come until the count is set to 0."""
+        """A periodic timer interrupts until its initial count is set to 0."""
         machine = self.boot()
         self.lab.leave_open("how many ticks come before it is stopped")
         start(machine.cpu, ticks(machine, 2), mode=PERIODIC)
@@ -107,7 +107,7 @@ class ApicTimer(Scenarios):
         machine.cpu.expect_nothing(rule="a masked timer does not interrupt")
 
     def test_current_count(self) -> None:
-        """The current count falls, from the initial count on."""
+        """The current count of a timer falls from the initial count."""
         machine = self.boot()
         start(machine.cpu, FAR)
         counts = [machine.cpu.apic_read(reg.TIMER_CURRENT_COUNT) for _ in range(3)]
@@ -115,7 +115,7 @@ class ApicTimer(Scenarios):
         check(falls, "the current count falls from the initial count on", f"it was {counts}")
 
     def test_divide(self) -> None:
-        """Divided by 16, the count falls 16 times as slowly."""
+        """A timer with divisor 16 counts 16 times as slowly as one with divisor 1."""
         machine = self.boot()
         falls = []
         for divide in (DIVIDE_BY_1, DIVIDE_BY_16):
@@ -129,14 +129,14 @@ class ApicTimer(Scenarios):
         check(8 < ratio < 32, "a timer divided by 16 is 16 times as slow", f"it is {ratio:.1f} times as slow")
 
     def test_timer_vector_changed(self) -> None:
-        """The vector that counts is the one at expiry."""
+        """A timer interrupts with the vector that its entry has at expiry."""
         machine = self.boot()
         start(machine.cpu, ticks(machine, 50))
         machine.cpu.apic_write(reg.LVT_TIMER, 0x71)
         machine.cpu.expect(0x71, rule="a timer interrupts with the vector it has when it runs out")
 
     def test_timers_of_two_vcpus(self) -> None:
-        """Each vCPU has a timer of its own."""
+        """The timer of a local APIC interrupts its own vCPU only."""
         machine = self.boot(vcpus=2)
         start(machine.cpus[1], ticks(machine, 1))
         machine.cpus[1].expect(VECTOR, rule="a timer interrupts its own vCPU")
@@ -157,7 +157,7 @@ class TscDeadlineTimer(Scenarios):
 
     @needs(IrqChipCap.TSC_DEADLINE_TIMER)
     def test_tsc_deadline(self) -> None:
-        """One interrupt when the time-stamp counter reaches the deadline; then the MSR reads 0."""
+        """A TSC deadline interrupts once, when the time-stamp counter reaches it; then its MSR reads 0."""
         machine = self.boot()
         deadline = self._arm(machine, 2)
         machine.cpu.expect(VECTOR, rule="a TSC deadline is one interrupt")
@@ -166,7 +166,7 @@ class TscDeadlineTimer(Scenarios):
 
     @needs(IrqChipCap.TSC_DEADLINE_TIMER)
     def test_tsc_deadline_in_the_past(self) -> None:
-        """A deadline that has passed fires at once."""
+        """A TSC deadline that has passed when it is written interrupts at once."""
         machine = self.boot()
         machine.cpu.apic_write(reg.LVT_TIMER, VECTOR | TSC_DEADLINE)
         machine.cpu.write_msr(reg.IA32_TSC_DEADLINE, 1)
@@ -174,7 +174,7 @@ class TscDeadlineTimer(Scenarios):
 
     @needs(IrqChipCap.TSC_DEADLINE_TIMER)
     def test_tsc_deadline_disarmed(self) -> None:
-        """Writing 0 disarms it."""
+        """A write of 0 disarms the TSC deadline."""
         machine = self.boot()
         deadline = self._arm(machine, 1_000_000)
         check_equal(machine.cpu.read_msr(reg.IA32_TSC_DEADLINE), deadline, "IA32_TSC_DEADLINE reads as written")
@@ -184,7 +184,7 @@ class TscDeadlineTimer(Scenarios):
 
     @needs(IrqChipCap.TSC_DEADLINE_TIMER)
     def test_tsc_deadline_and_another_mode(self) -> None:
-        """Another mode of the timer disarms the deadline, and it is ignored there."""
+        """Another mode of the timer disarms the TSC deadline, and ignores writes of one."""
         machine = self.boot()
         self._arm(machine, 1_000_000)
         machine.cpu.apic_write(reg.LVT_TIMER, VECTOR | ONE_SHOT)
@@ -213,19 +213,19 @@ class PitTimer(Scenarios):
             machine.cpu.end(eoi)
 
     def test_pit_through_the_pic(self) -> None:
-        """The rate generator interrupts through line 0 of the PICs, again and again."""
+        """The rate generator of the PIT interrupts through line 0 of the PICs, again and again."""
         machine = self.boot()
         machine.unmask_pics(0)
         self._tick(machine, 0x30, Eoi.PRIMARY)
 
     def test_pit_through_the_ioapic(self) -> None:
-        """The same through pin 0 of the IOAPIC."""
+        """The rate generator of the PIT interrupts through pin 0 of the IOAPIC, again and again."""
         machine = self.boot()
         machine.pin(0, 0x40)
         self._tick(machine, 0x40, Eoi.LAPIC)
 
     def test_pit_one_shot(self) -> None:
-        """Mode 0 interrupts once for each count written."""
+        """A counter of the PIT in mode 0 interrupts once for each count written."""
         machine = self.boot()
         machine.unmask_pics(0)
         for _ in range(2):
@@ -233,7 +233,7 @@ class PitTimer(Scenarios):
             machine.cpu.expect(0x30, rule="the PIT's mode 0 interrupts once", eoi=Eoi.PRIMARY)
 
     def test_pit_count(self) -> None:
-        """The count can be latched, and falls."""
+        """The count of a PIT counter can be latched, and falls."""
         cpu = self.boot().cpu
         counts = []
         for _ in range(5):  # from its end it goes on at 0xFFFF, after 55 ms
@@ -246,7 +246,7 @@ class PitTimer(Scenarios):
         return cpu.in_(COUNTER_0) | cpu.in_(COUNTER_0) << 8
 
     def test_pit_status(self) -> None:
-        """Read-back shows the control word."""
+        """The read-back command of the PIT shows the control word."""
         cpu = self.boot().cpu
         start_pit(cpu, MODE_2, 0x1234)
         cpu.out(CONTROL, READ_BACK_STATUS_0)
@@ -294,7 +294,7 @@ class PitTimer(Scenarios):
         check(min(times) >= due, rule, f"they took {min(times) / 1e6:.2f} ms")
 
     def test_wide_access_to_the_pit(self) -> None:
-        """A word is an access of a byte to each of its ports."""
+        """An access of a word to the PIT is an access of a byte to each of its ports."""
         machine = self.boot()
         machine.need_on_bus(CONTROL, "a PIT")
         cpu = machine.cpu
@@ -307,7 +307,7 @@ class PitTimer(Scenarios):
         check_equal(cpu.in_(COUNTER_0, size=4) >> 16 & 0x3F, BOTH_BYTES | MODE_0, rule)
 
     def test_pit_reprogrammed(self) -> None:
-        """A count in mode 0 ends the rate generator."""
+        """A count written in mode 0 ends the rate generator of the PIT."""
         machine = self.boot()
         self.lab.leave_open("how many ticks come before the rate generator ends")
         machine.unmask_pics(0)

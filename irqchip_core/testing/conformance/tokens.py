@@ -97,7 +97,7 @@ class Tokens(Scenarios):
         machine.chip.unregister_edge_irq_event(5, event)
         with accepted("service_irq_event takes the index of an event that was unregistered"):
             machine.chip.service_irq_event(index)
-        check(event.clear_trigger(0), "nobody consumes an unregistered event", "its signal was consumed")
+        check(event.clear_trigger(0), "the signal of an unregistered event is not consumed", "its signal was consumed")
         machine.loop.start()
         machine.cpu.expect_nothing(rule="an unregistered event reaches nothing")
 
@@ -159,7 +159,7 @@ class Tokens(Scenarios):
         machine.cpu.expect_nothing(rule="a delayed event is served once")
 
     def test_delayed_level_events(self) -> None:
-        """The same with level events: resampled at each EOI."""
+        """No level event is lost while vCPUs keep the IOAPIC busy, and each is resampled at its EOI."""
         machine = self.boot()
         if not machine.ioapic_in_chip:
             raise NotApplicable("needs an IOAPIC in the chip; the hypervisor's own is never too busy")

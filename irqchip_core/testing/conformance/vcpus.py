@@ -67,7 +67,7 @@ class MpStates(Scenarios):
 
     @needs(IrqChipCap.MP_STATE_GET_SET)
     def test_mp_state_is_kept(self) -> None:
-        """Each state that x86 has reads as it was set."""
+        """Each MP state that x86 has reads as it was set."""
         machine = self.boot(vcpus=2)
         for state in (MPState.HALTED, MPState.INIT_RECEIVED, MPState.UNINITIALIZED, MPState.RUNNABLE):
             machine.chip.set_mp_state(1, state)
@@ -76,7 +76,7 @@ class MpStates(Scenarios):
 
     @needs(IrqChipCap.MP_STATE_GET_SET)
     def test_mp_state_that_x86_has_not(self) -> None:
-        """STOPPED is refused, and changes nothing."""
+        """The MP state STOPPED, which x86 has not, is refused, and changes nothing."""
         machine = self.boot(vcpus=2)
         with refused(InvalidArgument, "set_mp_state refuses STOPPED"):
             machine.chip.set_mp_state(1, MPState.STOPPED)
@@ -84,7 +84,7 @@ class MpStates(Scenarios):
 
     @needs(IrqChipCap.MP_STATE_GET_SET)
     def test_mp_state_of_an_unknown_vcpu(self) -> None:
-        """A vCPU that was not added, or is out of range, is unknown."""
+        """The MP state of a vCPU that was not added, or is out of range, is refused as `UnknownVcpu`."""
         machine = self.boot(chip_vcpus=2)
         for vcpu_id in (1, 2, 1 << 40, -1):
             with refused(UnknownVcpu, f"get_mp_state refuses vCPU {vcpu_id}, which was not added"):
@@ -144,7 +144,7 @@ class Waiting(Scenarios):
             woken(machine.cpu, done, vector, "an interrupt wakes a halted vCPU")
 
     def test_halted_vcpu_wakes_by_an_event(self) -> None:
-        """So does an event, through the irq loop if need be."""
+        """An event wakes a halted vCPU, through the irq loop where the chip needs one."""
         machine = self.boot()
         machine.pin(5, 0x45)
         event = machine.edge(5)
@@ -153,7 +153,7 @@ class Waiting(Scenarios):
         woken(machine.cpu, done, 0x45, "an event wakes a halted vCPU")
 
     def test_halted_vcpu_wakes_by_the_pics(self) -> None:
-        """So do the PICs, vCPU 0."""
+        """An interrupt of the PICs wakes vCPU 0 when it is halted."""
         machine = self.boot()
         machine.unmask_pics(5)
         done = machine.cpu.background(Operation.HALT)
@@ -161,7 +161,7 @@ class Waiting(Scenarios):
         woken(machine.cpu, done, 0x35, "an interrupt of the PICs wakes a halted vCPU 0")
 
     def test_halted_vcpu_wakes_by_an_nmi(self) -> None:
-        """So does an NMI."""
+        """An NMI wakes a halted vCPU."""
         machine = self.boot()
         done = machine.cpu.background(Operation.HALT)
         halted = lambda: machine.chip.get_mp_state(0) is MPState.HALTED  # noqa: E731
@@ -187,7 +187,7 @@ class Waiting(Scenarios):
             woken(machine.cpu, done, vector, "an interrupt reaches a vCPU that executes")
 
     def test_event_reaches_a_spinning_vcpu(self) -> None:
-        """So does an event."""
+        """An event reaches a vCPU that executes and never exits by itself."""
         machine = self.boot()
         machine.pin(5, 0x45)
         event = machine.edge(5)
@@ -206,7 +206,7 @@ class Waiting(Scenarios):
             woken(machine.cpus[1], done, 0x52, "an IPI wakes a halted vCPU")
 
     def test_no_wake_up_is_lost(self) -> None:
-        """A hundred interrupts, each sent while the vCPU goes to sleep."""
+        """None of a hundred interrupts is lost that are each sent while the vCPU goes to sleep."""
         machine = self.boot()
         machine.chip.route_irq(IrqRoute.msi(30, msi.MSI_ADDRESS_BASE, 0x51))
         for _ in range(100):
@@ -215,7 +215,7 @@ class Waiting(Scenarios):
             woken(machine.cpu, done, 0x51, NEVER_LOST)
 
     def test_no_event_is_lost_at_sleep(self) -> None:
-        """The same with events."""
+        """None of a hundred events is lost that are each signaled while the vCPU goes to sleep."""
         machine = self.boot()
         machine.pin(5, 0x45)
         event = machine.edge(5)
@@ -242,7 +242,7 @@ class Waiting(Scenarios):
                 rule = "a kick lets the next wait_until_runnable of every vCPU return INTERRUPTED"
                 check_equal(state, VcpuRunState.INTERRUPTED, rule)
                 state = machine.chip.wait_until_runnable(cpu.vcpu)
-                check_equal(state, VcpuRunState.RUNNABLE, "kicks before one wait_until_runnable merge")
+                check_equal(state, VcpuRunState.RUNNABLE, "kicks before one wait_until_runnable are coalesced")
 
     def test_kick_interrupts_a_wait(self) -> None:
         """A kick lets a `wait_until_runnable` that blocks return INTERRUPTED."""
@@ -257,7 +257,7 @@ class Waiting(Scenarios):
             check_equal(state, VcpuRunState.INTERRUPTED, rule)
 
     def test_kicks_lose_no_interrupt(self) -> None:
-        """Interrupts come through a storm of kicks."""
+        """No interrupt is lost while a thread kicks the vCPU again and again."""
         machine = self.boot()
         stop = threading.Event()
 
@@ -305,7 +305,7 @@ class AtTheSameTime(Scenarios):
         woken(machine.cpu, done, 0x45, "an event registered while a vCPU runs reaches it")
 
     def test_event_registered_while_a_vcpu_sleeps(self) -> None:
-        """The same while it is halted."""
+        """An event registered while a vCPU is halted reaches it."""
         machine = self.boot()
         machine.pin(5, 0x45)
         done = machine.cpu.background(Operation.HALT)
@@ -352,7 +352,7 @@ class AtTheSameTime(Scenarios):
         machine.cpu.expect_nothing(rule="events that come and go do not interrupt")
 
     def test_two_devices_on_two_threads(self) -> None:
-        """Signals from two threads all come."""
+        """Each signal that devices on two threads send is an interrupt."""
         machine = self.boot()
         self.lab.leave_open("in which order they come", order_only=True)
         vectors = {5: 0x45, 6: 0x56}
