@@ -193,7 +193,7 @@ class GuestCpu:
         def perform() -> None:
             try:
                 done.set_result(self._perform(operation, 0, 0, None))
-            except BaseException as error:  # raised again in the caller of `Pending.result`
+            except BaseException as error:  # raised again in the caller of `Future.result`
                 done.set_exception(error)
 
         threading.Thread(target=perform, name=f"vCPU {self.id}", daemon=True).start()

@@ -342,8 +342,8 @@ def with_nothing(vm: KvmVm) -> None:
         (with_nothing, lambda vm: vm.signal_msi(LAPIC, 1), "KVM_SIGNAL_MSI", "enable_split_irqchip"),
         (with_vcpu, with_vcpu, "KVM_CREATE_VCPU", "another number"),
         (with_nothing, lambda vm: vm.create_vcpu(vm.max_vcpu_id()), "KVM_CREATE_VCPU", "max_vcpu_id"),
-        (with_nothing, lambda vm: vm.enable_cap(1), "KVM_ENABLE_CAP", "ask check_extension first"),
-        (with_nothing, lambda vm: vm.enable_cap(Cap.PIT2), "KVM_CAP_PIT2", "ask check_extension first"),
+        (with_nothing, lambda vm: vm.enable_cap(1), "KVM_ENABLE_CAP", "look at check_extension first"),
+        (with_nothing, lambda vm: vm.enable_cap(Cap.PIT2), "KVM_CAP_PIT2", "look at check_extension first"),
     ],
 )
 def test_refusals(

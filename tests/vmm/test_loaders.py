@@ -120,7 +120,7 @@ REFUSED = {
     "flat too large": (bytes(0xA0000 - 0x7C00 + 1), "room"),
     "ELF without header": (make_elf(32, [Load(BASE, b"\xf4", 1)], BASE), "without a multiboot header"),
     "header too late": (make_elf(32, [Load(BASE, bytes(8192) + CODE, 9000)], BASE), "without a multiboot header"),
-    "unknown requirement": (header(1 << 3) + bytes(99), "nobody knows"),
+    "unknown requirement": (header(1 << 3) + bytes(99), "not supported"),
     "video mode": (header(1 << 2) + bytes(99), "video mode"),
     "neither ELF nor addresses": (CODE, "not a good ELF"),
     "cut off inside the header": (header(1 << 16, BASE, BASE), "inside its multiboot header"),

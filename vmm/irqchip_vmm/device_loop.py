@@ -1,7 +1,7 @@
 """One thread for all that devices do by themselves: timers, resample events, input from the host.
 
 Callbacks run on that thread, one at a time. A device that is also accessed by vCPUs locks its own state. In virtual
-time there is no such thread: the clock serves the timers, and whoever calls `DeviceLoop.step` the rest.
+time there is no such thread: the clock serves the timers, and the caller of `DeviceLoop.step` the rest.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class DeviceLoop:
     """The thread, from `start` to `stop`.
 
     Args:
-        on_error: Told of an exception in a callback, on the loop's thread; the loop goes on.
+        on_error: Called with an exception of a callback, on the loop's thread; the loop goes on.
         clock: The time. With a `VirtualClock` call `step` instead of `start`.
     """
 
@@ -76,7 +76,7 @@ class DeviceLoop:
         self._changes: list[Callback] = []
         self._stopping = False
         self._thread: threading.Thread | None = None
-        self._thread_id = 0  # of who polls
+        self._thread_id = 0  # of the thread that polls
 
     def now(self) -> int:
         """Nanoseconds of the clock."""

@@ -29,7 +29,7 @@ class IrqCount:
         kind: ``edge``, ``level`` or ``msi``.
         gsi: Its number.
         raised: How often the device signaled it.
-        resampled: How often the chip told the device that the guest had ended it; None unless level.
+        resampled: How often the resample event reported the guest's EOI to the device; None unless level.
     """
 
     name: str
@@ -45,7 +45,7 @@ class DeviceIrq(Generic[_Event]):
     Args:
         chip: The chip.
         gsi: The number of the interrupt.
-        source: Who raises it.
+        source: The device that raises it.
         event: Its event, which it closes.
         register: The chip's method that connects such an event.
         unregister: The one that disconnects it.
@@ -126,7 +126,7 @@ class LevelIrq(DeviceIrq[IrqLevelEvent]):
     Attributes:
         on_resample: Called on the device loop's thread. Looks at the device's state, and triggers again if it
             still wants service.
-        event: The pair of events. Whoever waits on its resample event calls `resample` when it is readable.
+        event: The pair of events. The code that waits for its resample event calls `resample` when that is readable.
     """
 
     kind = "level"

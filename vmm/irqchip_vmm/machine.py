@@ -280,7 +280,7 @@ class Machine:
         """Run the guest to its end. Once for each machine.
 
         Args:
-            timeout: Seconds to wait for the end at most, 0 to `threading.TIMEOUT_MAX`; None waits for ever.
+            timeout: Seconds to wait for the end at most, 0 to `threading.TIMEOUT_MAX`; None waits without limit.
 
         Returns:
             What became of it; failures of vCPUs and devices included.
@@ -288,7 +288,7 @@ class Machine:
         Raises:
             InvalidArgument: No guest was loaded, or the timeout is out of range.
             Closed: The machine has run already, or is closed.
-            IrqChipError: The machine cannot start, or a vCPU does not end when it is told to.
+            IrqChipError: The machine cannot start, or a vCPU does not end when it is stopped.
         """
         if timeout is not None and not 0 <= timeout <= threading.TIMEOUT_MAX:
             raise InvalidArgument(

@@ -49,7 +49,7 @@ class Output:
         Args:
             data: As many bytes as you like.
             until: Once it is signaled, the reader is not waited for.
-            timeout: Seconds that the reader may go without reading; None waits for ever.
+            timeout: Seconds that the reader may go without reading; None waits without limit.
 
         Returns:
             False if not all was written.

@@ -25,8 +25,8 @@ class SourceTotal:
     Attributes:
         source: The guest's name of the source, or the device's of its interrupt.
         gsi: Its line; None if the source is inside the chip, or the line is not known.
-        raised, taken, ended: Sums over all vCPUs; None where nobody counted.
-        taken_by_vcpu: `taken` of each vCPU, from 0; empty where nobody counted.
+        raised, taken, ended: Sums over all vCPUs; None where they are not counted.
+        taken_by_vcpu: `taken` of each vCPU, from 0; empty where it is not counted.
     """
 
     source: str
@@ -39,7 +39,7 @@ class SourceTotal:
 
 def totals(result: RunResult, vcpu_count: int) -> list[SourceTotal]:
     """One line for each source the guest reported and each interrupt of a device that is in none of those."""
-    lines, told = [], set()
+    lines, covered = [], set()
     gsis = {row: count.gsi for count in result.interrupts for row in guest.RAISED_BY.get(count.name, ())}
     by_source: dict[str, list[ReportRow]] = {}
     for row in result.report or ():
@@ -56,11 +56,11 @@ def totals(result: RunResult, vcpu_count: int) -> list[SourceTotal]:
                 [by_vcpu.get(vcpu, 0) for vcpu in range(vcpu_count)],
             )
         )
-        told |= {name for name, sources in guest.RAISED_BY.items() if source in sources}
+        covered |= {name for name, sources in guest.RAISED_BY.items() if source in sources}
     lines += [
         SourceTotal(count.name, count.gsi, count.raised, None, count.resampled)
         for count in result.interrupts
-        if count.name not in told
+        if count.name not in covered
     ]
     return lines
 
@@ -81,7 +81,7 @@ def row_problems(rows: Sequence[ReportRow]) -> list[str]:
     problems = []
     for row in rows:
         if row.name == guest.SPURIOUS_SOURCE and row.taken:
-            problems.append(f"vCPU {row.vcpu} took {row.taken} interrupts that nobody raised")
+            problems.append(f"vCPU {row.vcpu} took {row.taken} interrupts that were not raised")
         elif not row.raised == row.taken == row.ended:
             problems.append(f"{row.name} on vCPU {row.vcpu}: raised {row.raised}, taken {row.taken}, ended {row.ended}")
     return problems

@@ -156,7 +156,7 @@ def _show(
         text = text_of(data)
     patience = REPORT_SECONDS if result.end.outcome is Outcome.TIMEOUT else None
     if not out.print(text, timeout=patience) and not out.gone:
-        err.print(f"irqchip: nobody reads standard output, so this comes here:\n{text}", timeout=patience)
+        err.print(f"irqchip: standard output has no reader, so this comes here:\n{text}", timeout=patience)
     if prints_text(args):
         for problem in problems:
             err.print(f"irqchip: {problem}", timeout=patience)

@@ -1,4 +1,4 @@
-"""What is injected into vCPUs, told as it happens: a run's interrupts, one by one."""
+"""A trace of what is injected into vCPUs: a run's interrupts, one by one."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ class InjectedInterrupt:
         return f"{self.when} {self.vcpu_id} {self.kind} {self.vector:#04x} {self.rip:#x}"
 
 
-def trace(vcpu: VcpuX86_64, clock: Clock, tell: Callable[[InjectedInterrupt], object]) -> None:
-    """From now on, `tell` of whatever a chip injects into `vcpu`."""
+def trace(vcpu: VcpuX86_64, clock: Clock, report: Callable[[InjectedInterrupt], object]) -> None:
+    """From now on, call `report` with each interrupt that a chip injects into `vcpu`."""
     interrupt, inject_nmi = vcpu.interrupt, vcpu.inject_nmi
 
-    def tell_of(kind: str, vector: int) -> None:
-        tell(InjectedInterrupt(clock.now(), vcpu.id, kind, vector, vcpu.get_regs().rip))
+    def report_of(kind: str, vector: int) -> None:
+        report(InjectedInterrupt(clock.now(), vcpu.id, kind, vector, vcpu.get_regs().rip))
 
-    def interrupt_and_tell(vector: int) -> None:
+    def interrupt_and_report(vector: int) -> None:
         interrupt(vector)
-        tell_of("irq", vector)
+        report_of("irq", vector)
 
-    def inject_nmi_and_tell() -> None:
+    def inject_nmi_and_report() -> None:
         inject_nmi()
-        tell_of("nmi", NMI_VECTOR)
+        report_of("nmi", NMI_VECTOR)
 
-    vcpu.interrupt = interrupt_and_tell  # type: ignore[method-assign]
-    vcpu.inject_nmi = inject_nmi_and_tell  # type: ignore[method-assign]
+    vcpu.interrupt = interrupt_and_report  # type: ignore[method-assign]
+    vcpu.inject_nmi = inject_nmi_and_report  # type: ignore[method-assign]

@@ -126,7 +126,7 @@ KVM_SET_DEBUGREGS = _iow("KVM_SET_DEBUGREGS", 0xA2, DEBUGREGS.size)
 
 
 class Cap(enum.IntEnum):
-    """What KVM_CHECK_EXTENSION can be asked about, as far as irqchip cares (KVM_CAP_*)."""
+    """The capabilities for KVM_CHECK_EXTENSION that irqchip uses (KVM_CAP_*)."""
 
     IRQCHIP = 0
     USER_MEMORY = 3

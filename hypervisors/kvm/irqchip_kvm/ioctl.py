@@ -159,8 +159,8 @@ class KickSignal:
     """The signal that gets a thread out of KVM_RUN. It does nothing else.
 
     Its handler is a function of the C library that is harmless at any time, not a Python one: those can
-    only be installed, and would only run, on the main thread. The first real-time signal that nobody handles
-    is taken.
+    only be installed, and would only run, on the main thread. It takes the first real-time signal without
+    a handler.
     """
 
     def __init__(self) -> None:
@@ -187,9 +187,9 @@ class KickSignal:
 
 
 class ThisThread(threading.local):
-    """The calling thread: its number, known without a system call after the first time.
+    """The calling thread: its number, without a system call after the first time.
 
-    A thread that asks can be kicked from then on.
+    A thread that reads it can be kicked from then on.
     """
 
     def __init__(self, kick_signal: KickSignal) -> None:

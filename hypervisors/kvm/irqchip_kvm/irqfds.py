@@ -17,7 +17,7 @@ from irqchip_kvm.vm import KvmVm
 
 @frozen(eq=False)
 class Irqfd:
-    """An event the kernel listens to. Its clone of the trigger keeps it connected when the device closes its own."""
+    """An event the kernel waits for. Its clone of the trigger keeps it connected when the device closes its own."""
 
     gsi: int
     trigger: Event
@@ -33,7 +33,7 @@ class Irqfds:
         self._lock = threading.Lock()
 
     def connect(self, gsi: int, event: IrqEdgeEvent | IrqLevelEvent, source: IrqEventSource) -> None:
-        """Let the kernel listen to a clone of `event`; raises as `KvmVm.assign_irqfd` does."""
+        """Let the kernel wait for a clone of `event`; raises as `KvmVm.assign_irqfd` does."""
         trigger = event.get_trigger().clone()
         try:
             with self._lock:

@@ -71,7 +71,7 @@ class Kvm:
         return list(memoryview(data)[abi.MSR_LIST.size :].cast("I")[:count])
 
     def _list(self, request: abi.Request, header: int, entry: int) -> bytes:
-        """Ask for a list with ever more room until it fits. Its header starts with the number of entries."""
+        """Request a list with ever more room until it fits. Its header starts with the number of entries."""
         room = 128
         while True:
             data = buffer(room.to_bytes(4, "little") + bytes(header - 4 + room * entry))

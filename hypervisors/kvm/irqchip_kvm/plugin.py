@@ -1,4 +1,4 @@
-"""Offers KVM to irqchip as hypervisor `kvm`. Imports the bindings only when they are asked something."""
+"""Offers KVM to irqchip as hypervisor `kvm`. Imports the bindings at the first probe."""
 
 from __future__ import annotations
 

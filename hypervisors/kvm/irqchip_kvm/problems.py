@@ -1,6 +1,6 @@
 """What a failed call means: from (call, errno) to an error that says what is wrong and what helps.
 
-Two tables; who called what on which object is filled in by `failure`. What is in neither becomes a plain
+Two tables; `failure` adds the call and the object. What is in neither becomes a plain
 `HypervisorError` with the system's own text.
 """
 
@@ -51,7 +51,7 @@ _PROBLEMS: dict[tuple[str, int], _PROBLEM] = {
     ),
     ("KVM_CAP_SPLIT_IRQCHIP", e.EINVAL): (None, "the kernel refuses this number of pins", "use 24; 4096 is the most"),
     ("KVM_ENABLE_CAP", e.EINVAL): (
-        None, "the kernel cannot enable this, or not with these arguments", "ask check_extension first",
+        None, "the kernel cannot enable this, or not with these arguments", "look at check_extension first",
     ),
     ("KVM_IRQFD", e.EBUSY): (
         EventInUse, "the trigger is connected already, on this GSI or another", "deassign it first, or use a new event",

@@ -37,7 +37,7 @@ class RunLock:
         self._queue = threading.Lock()  # before `owner`; KVM_RUN does not hold it
 
     def take_in_turn(self) -> bool:
-        """Take `owner` after those who want it; False if another thread is in KVM_RUN."""
+        """Take `owner` after the threads that want it; False if another thread is in KVM_RUN."""
         with self._queue:
             return self.owner.acquire(False)
 
@@ -47,7 +47,7 @@ class RunLock:
 
         Args:
             kick: Gets it out of KVM_RUN.
-            timeout: For those who came first, and then for KVM_RUN.
+            timeout: For the threads that came first, and then for KVM_RUN.
         """
         self.wanted.append(None)
         try:

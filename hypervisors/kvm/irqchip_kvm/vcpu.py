@@ -158,7 +158,7 @@ class KvmVcpu:
     def kick(self) -> None:
         """Make the current or else the next `run` return `InterruptedExit` soon. From any thread.
 
-        Kicks before that return merge. Harmless on a closed vCPU.
+        Kicks before that return are coalesced. Harmless on a closed vCPU.
         """
         self._kicked = True  # before immediate_exit: see complete_io()
         self._run[abi.RUN_IMMEDIATE_EXIT] = 1  # before the look at _runner: see run()
@@ -232,12 +232,12 @@ class KvmVcpu:
     def readiness_known(self) -> bool:
         """Whether `ready_for_interrupt` is still true: not before the first `run`, nor after state was set from here.
 
-        The next `run` tells it. With local APICs in the kernel that one might sleep: kick it.
+        The next `run` updates it. With local APICs in the kernel that one might sleep: kick it.
         """
         return self._readiness_known
 
     def set_interrupt_window_requested(self, requested: bool) -> None:
-        """Ask for an `IrqWindowExit` as soon as an interrupt can be injected, or take that back."""
+        """Request an `IrqWindowExit` as soon as an interrupt can be injected, or withdraw the request."""
         self._run[abi.RUN_REQUEST_INTERRUPT_WINDOW] = 1 if requested else 0
 
     @property
@@ -345,10 +345,10 @@ class KvmVcpu:
     def queued_interrupt(self) -> int | None:
         """The vector given to `interrupt` that the guest has not begun to take; with local APICs in the kernel only.
 
-        Until then the kernel keeps it (pending_userspace_extint) where no request can read it, so a snapshot has to ask
-        here. `get_sregs` shows it afterwards, while it is being delivered.
+        Until then the kernel keeps it (pending_userspace_extint) where no request can read it, so a snapshot reads
+        it here. `get_sregs` shows it afterwards, while it is being delivered.
 
-        NMIs and SMIs come before it, and in their handlers nobody can tell what came first. Then it is taken for
+        NMIs and SMIs come before it, and in their handlers the order cannot be found out. Then it counts as
         queued still: an interrupt too many does less harm than one that never comes.
         """
         ready = self._run[abi.RUN_READY_FOR_INTERRUPT_INJECTION]
@@ -371,7 +371,7 @@ class KvmVcpu:
         return lint0 & _LVT_MASK_AND_MODE != _EXTINT and self.apic_base & _APIC_GLOBAL_ENABLE != 0
 
     def inject_nmi(self) -> None:
-        """Inject an NMI (KVM_NMI). While one is handled one more is held, otherwise two; the rest merge."""
+        """Inject an NMI (KVM_NMI). While one is handled one more is held, otherwise two; further ones are coalesced."""
         self._call(abi.KVM_NMI)
 
     def nmi_pending(self) -> bool:

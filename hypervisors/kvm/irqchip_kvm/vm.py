@@ -75,7 +75,7 @@ class KvmVm:
     def close(self) -> None:
         """Close the vCPUs, as `KvmVcpu.close` does, and the VM. Closing twice is harmless.
 
-        Guest memory goes when nobody can use it any more: the last view of it is gone and no vCPU runs.
+        Guest memory is freed when its last view is gone and no vCPU runs.
         """
         for vcpu in list(self._vcpus):
             vcpu.close()
@@ -207,7 +207,7 @@ class KvmVm:
         return vcpu
 
     def forget_vcpu(self, vcpu: KvmVcpu) -> None:
-        """A vCPU tells that it is closed."""
+        """Called by a vCPU when it is closed."""
         with self._lock:
             if vcpu in self._vcpus:
                 self._vcpus.remove(vcpu)
@@ -289,7 +289,7 @@ class KvmVm:
         Raises:
             EventInUse: The trigger is assigned already, to whichever GSI.
             Closed: An event is closed.
-            InvalidArgument: There is no chip in the kernel, or none that knows resample events.
+            InvalidArgument: There is no chip in the kernel, or none with resample events.
         """
         check_type(resample, (Event, type(None)), subject=_SUBJECT, argument="resample")
         if resample is None:
@@ -352,7 +352,7 @@ class KvmVm:
             data: 32 bits.
 
         Returns:
-            Whether a local APIC took it. A destination that nobody has is no error.
+            Whether a local APIC took it. A destination that no local APIC has is no error.
         """
         check_int(address, 0, _U64, subject=_SUBJECT, argument="address")
         check_int(data, 0, _U32, subject=_SUBJECT, argument="data")
@@ -373,7 +373,7 @@ class KvmVm:
 
     @property
     def tsc_hz(self) -> int:
-        """Frequency of the guest's time-stamp counter in Hz (KVM_GET_TSC_KHZ); 0 if the kernel does not tell."""
+        """Frequency of the guest's time-stamp counter in Hz (KVM_GET_TSC_KHZ); 0 if the kernel does not report it."""
         return max(0, self._handle.try_call(abi.KVM_GET_TSC_KHZ)) * 1000
 
     @property

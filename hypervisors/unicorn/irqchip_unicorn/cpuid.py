@@ -20,7 +20,7 @@ from irqchip_unicorn.features import EAX, EBX, ECX, EDX, FEATURES, OTHER_CR4, OT
 
 _CODE = 0x1000
 _SUBLEAVES = {0x4: 4, 0x7: 1, 0xD: 2}
-"""Leaves that look at ECX, and how many values of it are asked for."""
+"""Leaves that depend on ECX, and for how many values of it they are recorded."""
 _XSAVE_STATE = {
     # Leaf, subleaf, register: x87 and SSE are saved. The emulator announces AVX state, and has no AVX.
     (0xD, 0, EAX): 3, (0xD, 0, EBX): 576, (0xD, 0, ECX): 576, (0xD, 0, EDX): 0,

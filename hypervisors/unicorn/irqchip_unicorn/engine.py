@@ -1,6 +1,6 @@
 """One Unicorn engine as a processor that stops: what it runs into is recorded, and it stands still.
 
-Unicorn calls hooks in the middle of instructions, but a VMM wants to be asked between two calls of `run`. So
+Unicorn calls hooks in the middle of instructions, but a VMM serves accesses between two calls of `run`. So
 
 - every slice counts instructions, which also makes Unicorn look for a stop between any two of them;
 - a write (to a port or to MMIO) is recorded and the engine stops after the instruction;
@@ -66,7 +66,7 @@ _MARK = 12345  # a number of instructions
 class Stop(Enum):
     """Why `Engine.run` came back."""
 
-    SLICE = auto()  # the instructions asked for are done
+    SLICE = auto()  # the requested instructions are done
     HALT = auto()  # HLT, which is done
     EVENT = auto()  # `intno` says what
     PORT = auto()  # `port` says what
@@ -95,7 +95,7 @@ class MmioAccess:
 
     Attributes:
         data: What is written, or the answer.
-        reported: Whether the VMM was told (a write) or has answered (a read).
+        reported: Whether the write was reported to the VMM, or the read answered by it.
     """
 
     address: int
@@ -108,7 +108,7 @@ class Engine:
     """A Unicorn engine over guest memory, in real mode at the reset vector.
 
     Args:
-        memory: Guest memory. What is added later this engine does not know.
+        memory: Guest memory. What is added to it later is not in this engine.
         native_msrs: MSRs that the emulator keeps by itself; all others stop it.
         cpuid: From (EAX, ECX) to (EAX, EBX, ECX, EDX).
         on_block: Called with linear address and size of each block of code that gets translated. The engine stops
@@ -166,7 +166,7 @@ class Engine:
     # --- how it starts
 
     def _find_counter(self) -> None:
-        # Unicorn counts the instructions of a slice, but tells nobody. The count and its limit are neighbors
+        # Unicorn counts the instructions of a slice, but no call reads the count. It and its limit are neighbors
         # in the engine's record.
         self._pages[vmcb.CODE : vmcb.CODE + 2] = b"\xeb\xfe"  # jmp .
         self._uc.emu_start(END + vmcb.CODE, 0, count=_MARK)
@@ -246,7 +246,7 @@ class Engine:
             self._uc.mem_map_ptr(region.start, len(region.memory), UC_PROT_ALL, region.host_address)
         for start, size in self._memory.holes():
             self._uc.mmio_map(start, size, self._mmio_read, start, self._mmio_write, None)
-            self._uc.mem_protect(start, size, UC_PROT_NONE)  # so that the two hooks below are asked first
+            self._uc.mem_protect(start, size, UC_PROT_NONE)  # so that the two hooks below come first
 
     @property
     def is_outdated(self) -> bool:

@@ -1,6 +1,6 @@
 """Guest-physical memory: pieces of host memory that all vCPUs share, and the holes between them.
 
-It knows nothing of paging; that is in `paging`. What lies in no piece is MMIO.
+Paging is in `paging`. What lies in no piece is MMIO.
 """
 
 from __future__ import annotations

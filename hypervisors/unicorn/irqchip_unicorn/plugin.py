@@ -1,4 +1,4 @@
-"""Offers Unicorn to irqchip as hypervisor `unicorn`. Imports the emulator only when it is asked something."""
+"""Offers Unicorn to irqchip as hypervisor `unicorn`. Imports the emulator at the first probe."""
 
 from __future__ import annotations
 

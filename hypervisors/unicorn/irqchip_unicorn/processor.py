@@ -1,6 +1,6 @@
 """What a vCPU does between two exits: answers, injections, a slice of guest code, and what stopped it.
 
-It knows neither threads nor misuse; those are in `vcpu`. What stops the engine is in `engine`; how events reach the
+Threads and misuse are handled in `vcpu`. What stops the engine is in `engine`; how events reach the
 guest, in `delivery`; what the emulator leaves to do of an instruction, in `intercepts`.
 """
 
@@ -51,7 +51,7 @@ class Processor:
         vcpu_id: Its number.
         tsc: The time-stamp counter of the VM.
         msr_exits: Gives the MSRs that are left to the VMM; the same object as long as they are the same.
-        executed: Told how many instructions each piece of guest code had, at least 1, as soon as they are executed.
+        executed: Called with the number of instructions of each executed piece of guest code, at least 1.
         cpuid: What CPUID answers until `set_cpuid`.
 
     Attributes:
@@ -174,7 +174,7 @@ class Processor:
         return InternalErrorExit(CANNOT_EMULATE, (self.context.rip,))
 
     def _report(self) -> Exit | None:
-        """The next access to MMIO that the VMM does not know of."""
+        """The next access to MMIO that was not reported to the VMM."""
         for access in self.engine.log:
             if not access.reported:
                 access.reported = True

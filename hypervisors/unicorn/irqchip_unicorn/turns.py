@@ -1,4 +1,4 @@
-"""One engine at a time, in the order of asking: what makes guest instructions atomic between vCPUs."""
+"""One engine at a time, in the order of requests: what makes guest instructions atomic between vCPUs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Turns:
             self._waiting.append(gate)
         try:
             gate.acquire()
-        except BaseException:  # a signal handler raised; whoever gave us the turn must not wait for us
+        except BaseException:  # a signal handler raised; the thread that passed the turn on must not wait for this one
             with self._lock:
                 ours = gate not in self._waiting
                 if not ours:

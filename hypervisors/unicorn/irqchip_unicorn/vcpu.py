@@ -1,4 +1,4 @@
-"""A virtual processor on Unicorn, as a VMM and a chip see it: turns, kicks, lifetime, and checks of what they ask.
+"""A virtual processor on Unicorn, as a VMM and a chip see it: turns, kicks, lifetime, and checks of arguments.
 
 Only the vCPU's own thread uses it, except for `UnicornVcpu.kick` and `UnicornVcpu.close`. What it does when it runs is
 in `processor`.
@@ -121,7 +121,7 @@ class UnicornVcpu:
     def kick(self) -> None:
         """Make the current or else the next `run` return `InterruptedExit` soon. From any thread.
 
-        Kicks before that return merge. Harmless on a closed vCPU.
+        Kicks before that return are coalesced. Harmless on a closed vCPU.
         """
         self._processor.kicked = True
 
@@ -155,7 +155,7 @@ class UnicornVcpu:
 
     @contextmanager
     def _use(self) -> Iterator[None]:
-        """Nobody else uses the engine inside."""
+        """Keep other threads from the engine inside the context."""
         if not self._running.acquire(blocking=False):
             if self._closed:
                 raise self._closed_error()
@@ -182,7 +182,7 @@ class UnicornVcpu:
         return self._processor.ready_for_interrupt()
 
     def set_interrupt_window_requested(self, requested: bool) -> None:
-        """Ask for an `IrqWindowExit` as soon as an interrupt can be injected, or take that back."""
+        """Request an `IrqWindowExit` as soon as an interrupt can be injected, or withdraw the request."""
         self._processor.window_requested = bool(requested)
 
     @property
@@ -261,7 +261,7 @@ class UnicornVcpu:
             self._processor.interrupt = vector
 
     def inject_nmi(self) -> None:
-        """Inject an NMI. While one is handled one more is held, otherwise two; the rest merge."""
+        """Inject an NMI. While one is handled one more is held, otherwise two; further ones are coalesced."""
         with self._use():
             processor = self._processor
             processor.nmis = min(processor.nmis + 1, 1 if processor.nmi_blocked else 2)  # as process_nmi() in KVM

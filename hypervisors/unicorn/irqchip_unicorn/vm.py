@@ -124,7 +124,7 @@ class UnicornVm:
         return vcpu
 
     def forget_vcpu(self, vcpu: UnicornVcpu) -> None:
-        """A vCPU tells that it is closed."""
+        """Called by a vCPU when it is closed."""
         with self._lock:
             self._vcpus.pop(vcpu.id, None)
 
@@ -136,7 +136,7 @@ class UnicornVm:
     def close(self) -> None:
         """Close the vCPUs, as `UnicornVcpu.close` does, and the VM. Closing twice is harmless.
 
-        Guest memory goes when nobody can use it any more: the last view of it is gone and no vCPU runs.
+        Guest memory is freed when its last view is gone and no vCPU runs.
         """
         self._closed = True
         with self._lock:

@@ -1,1 +1,1 @@
-"""The devices of the machine, one module each. They know nothing of chips, vCPUs or hypervisors."""
+"""The devices of the machine, one module each. They import nothing of chips, vCPUs or hypervisors."""

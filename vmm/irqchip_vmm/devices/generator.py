@@ -1,4 +1,4 @@
-"""The interrupt generator: raises edge, level and message interrupts when the guest asks, and takes its report.
+"""The interrupt generator: raises edge, level and message interrupts at the guest's request, and takes its report.
 
 No other hardware has it. Registers have 32 bits and take aligned accesses of 4 bytes; all else reads 0 and is ignored.
 
@@ -92,7 +92,7 @@ def read_report(memory: GuestMemory, address: int, vcpu_count: int) -> list[Repo
 
 
 class GeneratorIrqs(Protocol):
-    """Who can give the generator its interrupts: a `Machine`."""
+    """Gives the generator its interrupts, as a `Machine` does."""
 
     def edge_irq(self, gsi: int | None = None, *, name: str) -> EdgeIrq: ...
     def level_irq(self, gsi: int | None = None, *, name: str) -> LevelIrq: ...
@@ -124,7 +124,7 @@ class InterruptGenerator(BusDevice):
         self._lock = threading.Lock()
         self._pending = 0
         self._line = False  # from the trigger until the chip says that the line is low
-        self._acknowledged = True  # the guest knows of the last trigger
+        self._acknowledged = True  # the guest has acknowledged the last trigger
         self._message = {MSI_ADDRESS: 0, MSI_ADDRESS_HIGH: 0, MSI_DATA: 0}
         self._message_routed = False
         self._constants = {

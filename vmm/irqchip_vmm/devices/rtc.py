@@ -67,7 +67,7 @@ class Rtc(BusDevice):
         interrupt: Called when the interrupt output is asserted.
         timers: The time, and how to be called at one.
         wall_time: Seconds since 1970 (UTC) at which the clock starts.
-        memory_size: Bytes of guest memory, for the CMOS registers that tell it.
+        memory_size: Bytes of guest memory, for the CMOS registers that hold it.
     """
 
     debug_label = "rtc"

@@ -6,7 +6,7 @@
            bit 4  refresh (RO): toggles every 15 microseconds
            bit 5  OUT of counter 2 (RO)
 
-KVM's record of the PIT tells count and mode, and when the count was loaded; the rest is worked out here. The gate stays
+KVM's record of the PIT has count and mode, and when the count was loaded; the rest is worked out here. The gate stays
 here too: what counter 2 shows at port 0x42 counts on while it is low, as KVM's does, but OUT does not.
 """
 

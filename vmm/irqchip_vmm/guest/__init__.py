@@ -25,7 +25,7 @@ RAISED_BY = {
     "generator-level": ("ioapic-level",),
     "generator-msi": ("msi",),
 }
-"""Which rows, taken together, tell what each interrupt of the generator became."""
+"""Which rows, taken together, count what each interrupt of the generator became."""
 
 
 def demonstration_guest(*, memory_size: int, vcpu_count: int) -> Image:

@@ -111,7 +111,7 @@ end_pit:
         mov     byte ptr [gave_up], 1
 1:      ret
 
-end_periodic:                                   # stop after as many as were asked for
+end_periodic:                                   # stop after as many as were requested
         mov     eax, [rdi + ROW_TAKEN]
         cmp     eax, [rdi + ROW_RAISED]
         jb      end_local

@@ -14,7 +14,7 @@ __all__ = ["Image", "LoadError", "load_file", "load_image"]
 
 ELF_MAGIC = b"\x7fELF"
 MAX_STREAM = 64 << 20
-"""Bytes to read of what does not tell its size: a pipe, or a device that may have no end."""
+"""Bytes to read from what has no size: a pipe, or a device that may have no end."""
 
 
 def load_image(name: str, data: bytes, *, memory_size: int, command_line: str = "") -> Image:

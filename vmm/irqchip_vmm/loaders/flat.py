@@ -1,6 +1,6 @@
 """A flat binary, entered as a PC's BIOS enters a boot sector: real mode, 0000:7C00, DL = 0x80 (first hard disk).
 
-All of the file is loaded, not only 512 bytes, and the signature 55 AA is not asked for. There is no BIOS: interrupt
+All of the file is loaded, not only 512 bytes, and the signature 55 AA is not required. There is no BIOS: interrupt
 vectors are 0.
 """
 

@@ -23,7 +23,7 @@ from irqchip_vmm.loaders.image import Image, LoadError, Segment, check_segments
 SEARCH_BYTES = 8192
 HEADER_MAGIC = 0x1BADB002
 PAGE_ALIGN, MEMORY_INFO, VIDEO_MODE = 1 << 0, 1 << 1, 1 << 2
-REQUIREMENTS = 0xFFFF  # the flags a loader must know
+REQUIREMENTS = 0xFFFF  # the flags a loader must refuse unless it implements them
 ADDRESS_FIELDS = 1 << 16
 BOOT_MAGIC = 0x2BADB002
 BOOT_LOADER_NAME = b"irqchip-vmm\0"
@@ -74,7 +74,7 @@ def load_multiboot(name: str, data: bytes, header: Header, *, memory_size: int, 
         LoadError: See `irqchip_vmm.loaders.load_image`.
     """
     if unknown := header.flags & REQUIREMENTS & ~(PAGE_ALIGN | MEMORY_INFO):
-        what = "a video mode" if unknown == VIDEO_MODE else f"what nobody knows (flags {unknown:#x})"
+        what = "a video mode" if unknown == VIDEO_MODE else f"flags {unknown:#x}, which are not supported"
         raise LoadError(f"its multiboot header requires {what}", subject=name, remedy="clear the flag in its header")
     if header.flags & ADDRESS_FIELDS:
         segments, entry = _by_addresses(name, data, header)
