@@ -97,8 +97,8 @@ def test_ioapic_line_to_vector(ioapic: Ioapic, lapic: Lapic, benchmark: Benchmar
     bus.add(lapic)
 
     def pulse() -> int:
-        message = ioapic.set_line(4, 1).message
-        assert message is not None
+        (message,) = ioapic.set_line(4, 1)
+        assert isinstance(message, Message)
         bus.deliver(message)
         vector = lapic.acknowledge()
         lapic.end_of_interrupt()
@@ -141,7 +141,7 @@ def test_lapic_accept_acknowledge_eoi(lapic: Lapic, benchmark: BenchmarkFixture)
 def test_ioapic_level_line_to_vector(ioapic: Ioapic, lapic: Lapic, benchmark: BenchmarkFixture) -> None:
     """A level: up, taken, and ended, which goes on to the IOAPIC, once the line is down."""
     message = Message(VECTOR + 20, trigger_mode=LEVEL)
-    assert ioapic.set_line(20, 1).message == message
+    assert ioapic.set_line(20, 1) == (message,)
 
     def serve() -> int:
         lapic.accept(message)

@@ -40,6 +40,7 @@ class EventTable:
 
     def __init__(self) -> None:
         self._slots: dict[int, EventSlot] = {}
+        self._level: dict[int, list[EventSlot]] = {}  # by GSI, those with a resample event
         self._next = 0
         self._lock = threading.Lock()
 
@@ -50,7 +51,9 @@ class EventTable:
         with self._lock:
             index = self._next
             self._next += 1
-            self._slots[index] = EventSlot(gsi, clone.get_trigger(), resample, source)
+            slot = self._slots[index] = EventSlot(gsi, clone.get_trigger(), resample, source)
+            if resample is not None:
+                self._level[gsi] = [*self._level.get(gsi, ()), slot]
             return IrqEventIndex(index)
 
     def remove(self, gsi: int, trigger: Event) -> EventSlot | None:
@@ -58,7 +61,12 @@ class EventTable:
         with self._lock:
             for index, slot in self._slots.items():
                 if slot.gsi == gsi and slot.trigger == trigger:
-                    return self._slots.pop(index)
+                    del self._slots[index]
+                    if slot.resample is not None:
+                        self._level[gsi] = [other for other in self._level[gsi] if other is not slot]
+                        if not self._level[gsi]:
+                            del self._level[gsi]
+                    return slot
         return None
 
     def slot(self, index: int, *, subject: str = "") -> EventSlot | None:
@@ -75,6 +83,23 @@ class EventTable:
                 remedy="use an index that a registration returned",
             )
         return self._slots.get(index)
+
+    def take(self, index: int, *, subject: str = "") -> tuple[EventSlot | None, int]:
+        """The registration at `index` and how often its trigger was signalled since; nothing of one taken out.
+
+        Raises:
+            InvalidArgument: There never was one.
+        """
+        with self._lock:  # so that nothing closes the trigger meanwhile
+            slot = self.slot(index, subject=subject)
+            return slot, 0 if slot is None else slot.trigger.reset()
+
+    def resample(self, gsi: int) -> None:
+        """Signal the resample events of `gsi`."""
+        with self._lock:
+            for slot in self._level.get(gsi, ()):
+                assert slot.resample is not None
+                slot.resample.signal()
 
     def slots(self) -> list[EventSlot]:
         """All registrations, by index."""
@@ -94,5 +119,6 @@ class EventTable:
         with self._lock:
             slots = list(self._slots.values())
             self._slots.clear()
+            self._level.clear()
         for slot in slots:
             slot.close()

@@ -1,39 +1,116 @@
-"""What the controllers ask their owner to do: plain values, returned in a tuple, in order.
+"""What the parts of a chip ask of whatever holds them: plain values, returned in a tuple, in order.
 
-A part returns ``()`` when nothing is to be done. Besides these, an `msi.Message` in the tuple is to be
-delivered to the local APICs.
+A part returns ``()`` when nothing is to be done. An `msi.Message` is an effect, too: it is to be delivered to the
+local APICs.
+
+    part      gives
+    Lines     DriveLine, DrivePin, Message, Resample
+    Pic       IntChanged, LineEnded
+    Ioapic    Message, EntriesChanged, PinEnded, WakeAt
+    Pit       TimerRose, WakeAt
+    Lapic     Message, EoiBroadcast, ApicBaseChanged, WakeAt
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+# Lines
 
-class EoiBroadcast(NamedTuple):
-    """A local APIC ended level-triggered interrupt `vector`: tell every IOAPIC (Intel SDM vol. 3, 12.8.5)."""
 
-    vector: int
+class DriveLine(NamedTuple):
+    """Input `line` of the PICs, 0-15, is to be driven."""
+
+    line: int
+    high: bool
+
+
+class DrivePin(NamedTuple):
+    """Input `pin` of the IOAPIC is to be driven."""
+
+    pin: int
+    high: bool
 
 
 class Resample(NamedTuple):
-    """The interrupt of IOAPIC pin `pin` has ended: its device is to look whether it wants service again."""
+    """The devices with level events on `gsi` are to look whether they want service again."""
+
+    gsi: int
+
+
+# PICs
+
+
+class IntChanged(NamedTuple):
+    """The INT output to the processor has changed."""
+
+    high: bool
+
+
+class LineEnded(NamedTuple):
+    """The interrupt of input `line`, 0-15, has ended.
+
+    Attributes:
+        line: The input.
+        lowered: The part took the line low, as it is one of its `resample_lines`: it is to be driven anew.
+    """
+
+    line: int
+    lowered: bool
+
+
+# IOAPIC
+
+
+class EntriesChanged(NamedTuple):
+    """The redirection entries of `pins`, as bits, mean something else to a local APIC than before."""
+
+    pins: int
+
+
+class PinEnded(NamedTuple):
+    """The interrupt of input `pin`, one of the part's `resample_lines`, has ended.
+
+    The part took the line low: it is to be driven anew.
+    """
 
     pin: int
 
 
-class WakeAt(NamedTuple):
-    """Call the part's `expire` at `time`, nanoseconds on the owner's clock.
+# PIT
 
-    It replaces what the part asked before; None takes that back.
-    """
 
-    time: int | None
+class TimerRose(NamedTuple):
+    """OUT of counter 0 has risen since the last time: the timer interrupts once."""
+
+    edges: int
+
+
+# Local APICs
+
+
+class EoiBroadcast(NamedTuple):
+    """A local APIC ended level-triggered interrupt `vector`: every IOAPIC is to see it (Intel SDM vol. 3, 12.8.5)."""
+
+    vector: int
 
 
 class ApicBaseChanged(NamedTuple):
     """The guest moved, enabled, disabled or switched its local APIC; `value` is IA32_APIC_BASE."""
 
     value: int
+
+
+# Time
+
+
+class WakeAt(NamedTuple):
+    """The part's `expire` is to be called at `time`, nanoseconds on the owner's clock.
+
+    It replaces what the part asked for before; None takes that back.
+    """
+
+    time: int | None
 
 
 Effects = tuple[NamedTuple, ...]

@@ -12,11 +12,11 @@ what `Lapic.accept` tells.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.routes import IOAPIC_PINS
-from irqchip_core.x86.effects import Effects, Resample, WakeAt
+from irqchip_core.x86.effects import Effects, EntriesChanged, PinEnded, WakeAt
 from irqchip_core.x86.msi import DELIVERY_MODE_MASK, LOWEST_PRIORITY, VECTOR_MASK, Message, decode_redirection_entry
 from irqchip_core.x86.state import (
     IOAPIC_BASE,
@@ -56,27 +56,8 @@ VERSION_82093AA = 0x11
 VERSION_ICH = 0x20
 """From this version on there is an EOI register."""
 
-# What became of a line change, with the numbers of KVM_IRQ_LINE_STATUS.
-IGNORED = -1  # masked, or nothing new
-COALESCED = 0  # merged with an interrupt the guest has not ended yet
-DELIVERED = 1
-
-
-class LineResult(NamedTuple):
-    """What `Ioapic.set_line` answers.
-
-    Attributes:
-        outcome: DELIVERED, COALESCED or IGNORED. Deasserting gives DELIVERED, as in KVM.
-        message: To be delivered to the local APICs; None if nothing is.
-    """
-
-    outcome: int
-    message: Message | None
-
-
-_LINE_IGNORED: Final = LineResult(IGNORED, None)
-_LINE_COALESCED: Final = LineResult(COALESCED, None)
-_LINE_DEASSERTED: Final = LineResult(DELIVERED, None)
+_ENTRY_CHANGED = [EntriesChanged(1 << pin) for pin in range(MAXIMUM_PINS)]
+_PIN_ENDED = [PinEnded(pin) for pin in range(MAXIMUM_PINS)]
 
 
 class Ioapic:
@@ -91,8 +72,8 @@ class Ioapic:
 
     Attributes:
         wake_at: When to call `expire`, nanoseconds on the owner's clock; None for never.
-        resample_pins: Bit n: the owner holds line n asserted until its interrupt ends. The EOI lowers
-            such a line and yields `Resample`.
+        resample_lines: Lines, as bits, that the owner drives anew when their interrupt has ended. The EOI takes such a
+            line low and yields `PinEnded`; otherwise it would interrupt again before the owner has had a look at it.
         ignored: Accesses that mean nothing to the hardware.
         sent: The entry of each pin by which it sent the level-triggered interrupt that waits for its end (remote IRR).
         delivered, coalesced: Interrupts of each pin.
@@ -102,8 +83,8 @@ class Ioapic:
     """
 
     __slots__ = (
-        "_by_vector", "_eois", "_id", "_lines", "_results", "_select", "_select_mask", "_storming", "coalesced",
-        "delivered", "electrical", "entries", "ignored", "pins", "resample_pins", "sent", "version", "wake_at",
+        "_by_vector", "_eois", "_id", "_lines", "_select", "_select_mask", "_sends", "_storming", "coalesced",
+        "delivered", "electrical", "entries", "ignored", "pins", "resample_lines", "sent", "version", "wake_at",
     )  # fmt: skip
 
     def __init__(self, pins: int = IOAPIC_PINS, version: int = VERSION_ICH, *, electrical: bool = False) -> None:
@@ -121,7 +102,7 @@ class Ioapic:
         self.pins = pins
         self.version = version
         self.electrical = electrical
-        self.resample_pins = 0
+        self.resample_lines = 0
         self._select_mask = 0xFF if pins <= NARROW_SELECTOR_PINS else 0x1FF
         self.reset()
 
@@ -135,7 +116,7 @@ class Ioapic:
         self._by_vector = [0] * 256  # bit n: the entry of pin n has this vector
         self._by_vector[0] = (1 << self.pins) - 1
         # A message of its own for each pin: `refused` tells them apart.
-        self._results = [LineResult(DELIVERED, decode_redirection_entry(ENTRY_RESET)) for _ in range(self.pins)]
+        self._sends: list[tuple[Message]] = [(decode_redirection_entry(ENTRY_RESET),) for _ in range(self.pins)]
         self._eois = [0] * self.pins  # in a row, with the line still asserted
         self._storming = 0  # bit n: pin n waits for wake_at
         self.wake_at: int | None = None
@@ -201,19 +182,23 @@ class Ioapic:
         if not entry & TRIGGER_LEVEL:
             # Software without an EOI register ends an interrupt by switching to edge and back.
             entry &= ~REMOTE_IRR
-        self._store_entry(pin, entry)
+        if entry == old:
+            changed: Effects = ()
+        else:
+            self._store_entry(pin, entry)
+            changed = (_ENTRY_CHANGED[pin],)
         if entry & MASKED or not self._asserted(pin):
-            return ()
+            return changed
         if _is_level(entry):
             if entry & REMOTE_IRR:
-                return ()
-            if self.resample_pins >> pin & 1:
-                # The line is what the owner remembers; ask the device before interrupting for nothing.
+                return changed
+            if self.resample_lines >> pin & 1:
+                # The line is what the owner remembers: it has a look before there is an interrupt for nothing.
                 self._lower(pin)
-                return (Resample(pin),)
-            return (self._fire(pin),)
+                return (*changed, _PIN_ENDED[pin])
+            return (*changed, self._fire(pin))
         # An edge on a masked pin is lost; but a new polarity is an edge on the pin itself.
-        return () if was_asserted else (self._fire(pin),)
+        return changed if was_asserted else (*changed, self._fire(pin))
 
     def _store_entry(self, pin: int, entry: int) -> None:
         changed = self.entries[pin] ^ entry
@@ -223,7 +208,7 @@ class Ioapic:
         if changed & VECTOR_MASK:
             self._by_vector[(entry ^ changed) & VECTOR_MASK] &= ~(1 << pin)
             self._by_vector[entry & VECTOR_MASK] |= 1 << pin
-        self._results[pin] = LineResult(DELIVERED, decode_redirection_entry(entry))
+        self._sends[pin] = (decode_redirection_entry(entry),)
 
     # Lines
 
@@ -233,8 +218,8 @@ class Ioapic:
             level ^= 1
         return level == 1
 
-    def set_line(self, pin: int, level: int) -> LineResult:
-        """Drive line `pin` to `level`, 0 or 1.
+    def set_line(self, pin: int, level: int) -> Effects:
+        """Drive line `pin` to `level`, 0 or 1. `delivered` and `coalesced` count what becomes of it.
 
         Raises:
             InvalidArgument: There is no such pin.
@@ -252,27 +237,25 @@ class Ioapic:
             level = not level
         if not level:
             self._storming &= ~bit  # the guest does lower it, after all
-            return _LINE_DEASSERTED
+            return ()
         if _is_level(entry):
             if entry & MASKED:
-                return _LINE_IGNORED
+                return ()
             if entry & REMOTE_IRR or self._storming & bit:
                 self.coalesced[pin] += 1
-                return _LINE_COALESCED
+                return ()
             self.sent[pin] = self.entries[pin] = entry | REMOTE_IRR
         elif not changed or entry & MASKED:
-            return _LINE_IGNORED
+            return ()
         self.delivered[pin] += 1
-        return self._results[pin]
+        return self._sends[pin]
 
     def _fire(self, pin: int) -> Message:
         if _is_level(self.entries[pin]):
             self.sent[pin] = self.entries[pin] = self.entries[pin] | REMOTE_IRR
         self._storming &= ~(1 << pin)
         self.delivered[pin] += 1
-        message = self._results[pin].message
-        assert message is not None
-        return message
+        return self._sends[pin][0]
 
     def refused(self, message: Message) -> None:
         """No local APIC accepted `message`, which this IOAPIC has just given: it is not waiting for an EOI.
@@ -284,7 +267,7 @@ class Ioapic:
         while pins:
             pin = pins.bit_length() - 1
             pins ^= 1 << pin
-            if self._results[pin].message is message:  # not only equal: pins can share a vector
+            if self._sends[pin][0] is message:  # not only equal: pins can share a vector
                 self.entries[pin] &= ~REMOTE_IRR
                 return
 
@@ -314,9 +297,11 @@ class Ioapic:
             if not entry & REMOTE_IRR and (not _is_level(entry) or self._storming >> pin & 1):
                 continue
             self.entries[pin] = entry & ~REMOTE_IRR
-            if self.resample_pins >> pin & 1 and (entry & REMOTE_IRR or self._asserted(pin)):
+            if (entry ^ self.sent[pin]) & ~(REMOTE_IRR | MASKED):
+                effects.append(_ENTRY_CHANGED[pin])  # written while the interrupt waited for its end
+            if self.resample_lines >> pin & 1 and (entry & REMOTE_IRR or self._asserted(pin)):
                 self._lower(pin)
-                effects.append(Resample(pin))
+                effects.append(_PIN_ENDED[pin])
             elif entry & MASKED or not self._asserted(pin):
                 self._eois[pin] = 0
             elif self._eois[pin] + 1 < STORM_EOIS:
@@ -361,8 +346,8 @@ class Ioapic:
             held_back_for=None if self.wake_at is None else max(0, self.wake_at - now),
         )
 
-    def set_state(self, state: IoapicState, now: int) -> None:
-        """Become what `state` says. Nothing is sent; `wake_at` tells when to call `expire`.
+    def set_state(self, state: IoapicState, now: int) -> Effects:
+        """Become what `state` says. Nothing is sent.
 
         Reserved bits are dropped, and remote IRR of an edge-triggered entry. A pin that should have interrupted
         already (KVM can save one so) does at the next `expire`.
@@ -387,6 +372,7 @@ class Ioapic:
         self.sent = [entry & ~MASKED for entry in self.entries]
         if self._storming and self.wake_at is None:
             self.wake_at = now
+        return EntriesChanged((1 << self.pins) - 1), WakeAt(self.wake_at)
 
     @classmethod
     def from_state(

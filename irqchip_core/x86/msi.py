@@ -127,6 +127,7 @@ def decode_msi(address: int, data: int) -> Message | None:
     )
 
 
+@lru_cache(maxsize=_CACHED_MESSAGES)
 def encode_msi(message: Message) -> tuple[int, int]:
     """Address (64 bits) and data (32 bits) of `message`, which has no shorthand.
 

@@ -12,7 +12,10 @@ Left out, as in every PC chipset: MCS-80/85 mode, buffered mode, and ICW3 (the w
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from irqchip_core.errors import InvalidArgument
+from irqchip_core.x86.effects import Effects, IntChanged, LineEnded
 from irqchip_core.x86.state import ELCR_MASKS, PicInitState, PicSelect, PicState
 from irqchip_core.x86.state_checks import check_pic
 
@@ -44,6 +47,9 @@ OCW2_EOI = 0x20
 OCW2_SL = 0x40  # the line is in bits 0-2
 OCW2_R = 0x80
 POLL_PENDING = 0x80
+
+_INT_CHANGED = ((IntChanged(False),), (IntChanged(True),))
+_LINE_ENDED = [[LineEnded(line, lowered) for line in range(16)] for lowered in (False, True)]
 
 _CASCADE_BIT = 1 << CASCADE
 _NONE = 8  # rank of nothing: below all lines
@@ -161,30 +167,32 @@ class Pic:
     """The pair of 8259As.
 
     Register accesses are those of a guest: none raises, and one with another size or port is ignored, and counted.
+    Each access answers with effects: `IntChanged`, and `LineEnded` for each interrupt that was ended by an EOI, an
+    automatic EOI, or an initialization that threw it away.
 
     Attributes:
         interrupt_requested: The INT output to the processor. When set, and the processor can take an interrupt,
             call `acknowledge`.
-        ended: Lines 0-15, as bits, whose interrupt was ended (by an EOI, an automatic EOI, or an initialization
-            that threw it away) since the owner last set this to 0. For a level-triggered line it is the time to
-            look at the device again. The line itself stays as it was driven, unless it is one of `event_lines`.
-        event_lines: Lines 0-15, as bits, that only level events assert: the end of their interrupt takes them low
-            before INT follows, as KVM does it. Later they would have requested once more.
+        resample_lines: Lines 0-15, as bits, that the owner drives anew when their interrupt has ended. The end takes
+            such a line low before INT follows, if it is level-triggered, as KVM does it; otherwise it would request
+            once more before the owner has had a look at it.
         ignored: Number of accesses that were ignored.
     """
 
     __slots__ = (
-        "_cascade", "_chips", "_line", "_primary", "_secondary", "ended", "event_lines", "ignored",
-        "interrupt_requested",
+        "_cascade", "_chips", "_ended", "_int", "_line", "_lowered", "_primary", "_secondary", "ignored",
+        "interrupt_requested", "resample_lines",
     )  # fmt: skip
 
     interrupt_requested: bool
     _line: int
 
     def __init__(self) -> None:
-        self.ended = 0
-        self.event_lines = 0
+        self.resample_lines = 0
         self.ignored = 0
+        self._ended = 0  # bit n: the interrupt of line n has ended, and no effect has said so yet
+        self._lowered = 0  # bit n: likewise, the line was taken low
+        self._int = False  # what IntChanged had last
         self._load(PicState(), PicState())
 
     @classmethod
@@ -198,7 +206,20 @@ class Pic:
         check_pic(secondary, PicSelect.SECONDARY, subject="PIC", argument="secondary")
         pic = cls()
         pic._load(primary, secondary)
+        pic._int = pic.interrupt_requested
         return pic
+
+    def set_state(self, select: PicSelect, state: PicState) -> Effects:
+        """Let one of the two go on where that of the record was.
+
+        Raises:
+            InvalidArgument: It is no record of this 8259A.
+        """
+        check_pic(state, select, subject="PIC")
+        states = [chip.state() for chip in self._chips]
+        states[select] = state
+        self._load(*states)
+        return self._effects()
 
     def _load(self, primary: PicState, secondary: PicState) -> None:
         self._primary = _Controller(CASCADE, ELCR_MASKS[0], primary)
@@ -209,13 +230,32 @@ class Pic:
         self._cascade = bool(primary.last_irr & _CASCADE_BIT)
         self._update()
 
+    def _effects(self) -> Effects:
+        """The effects since the last call."""
+        ended, high = self._ended, self.interrupt_requested
+        if not ended:
+            if high == self._int:
+                return ()
+            self._int = high
+            return _INT_CHANGED[high]
+        effects: list[NamedTuple] = []
+        while ended:
+            line = ended.bit_length() - 1
+            ended ^= 1 << line
+            effects.append(_LINE_ENDED[self._lowered >> line & 1][line])
+        self._ended = self._lowered = 0
+        if high != self._int:
+            self._int = high
+            effects += _INT_CHANGED[high]
+        return tuple(effects)
+
     def state(self, select: PicSelect) -> PicState:
-        """State of one 8259A. Both are all there is to save, once `ended` is taken."""
+        """State of one 8259A."""
         return self._chips[select].state()
 
     # Inputs and the processor's side
 
-    def set_line(self, line: int, high: bool) -> None:
+    def set_line(self, line: int, high: bool) -> Effects:
         """Drive line 0-15 high or low. Driving it as it is already driven changes nothing.
 
         Raises:
@@ -229,15 +269,21 @@ class Pic:
             raise InvalidArgument(f"there is no line {line}", subject="PIC", argument="line", remedy="give 0 to 15")
         requests = chip.irr
         chip.drive(bit, high)
-        if chip.irr != requests:
-            self._update()
+        if chip.irr == requests:
+            return ()
+        self._update()
+        return self._effects()
 
-    def acknowledge(self) -> int:
-        """The two INTA cycles of the processor: returns the vector.
+    def acknowledge(self) -> tuple[int, Effects]:
+        """The two INTA cycles of the processor: returns the vector, and effects.
 
         With nothing requested it is that of line 7 (of line 15 if only the secondary has nothing), and no line
         comes into service ("Interrupt Sequence").
         """
+        vector = self._inta()
+        return vector, self._effects()
+
+    def _inta(self) -> int:
         primary, line = self._primary, self._line
         if line < 0:
             return primary.irq_base + SPURIOUS
@@ -277,9 +323,10 @@ class Pic:
     def _end(self, chip: _Controller, bit: int) -> None:
         """The interrupt of an input has ended."""
         line = bit if chip is self._primary else bit << 8
-        self.ended |= line
-        if self.event_lines & line:
+        self._ended |= line
+        if self.resample_lines & line and chip.level & bit:
             chip.drive(bit, False)
+            self._lowered |= line
 
     def _update(self) -> None:
         """Let the outputs follow the registers."""
@@ -293,8 +340,8 @@ class Pic:
 
     # Registers
 
-    def read(self, port: int, size: int) -> int:
-        """Read a port: 0x20, 0x21, 0xA0, 0xA1, 0x4D0 or 0x4D1, of 1 byte; anything else gives 0.
+    def read(self, port: int, size: int) -> tuple[int, Effects]:
+        """Read a port: 0x20, 0x21, 0xA0, 0xA1, 0x4D0 or 0x4D1, of 1 byte; anything else gives 0. And effects.
 
         After a poll command the next read, of either port, acknowledges: it gives the line with bit 7 set, or 7
         when there is none ("Poll Command").
@@ -302,31 +349,28 @@ class Pic:
         register = _REGISTERS.get(port)
         if register is None or size != 1:
             self.ignored += 1
-            return 0
+            return 0, ()
         chip = self._chips[register & 1]
         if register >= _ELCR:
-            return chip.elcr
+            return chip.elcr, ()
         if not chip.poll:
             if register >= _DATA:
-                return chip.imr
-            return chip.isr if chip.read_isr else chip.irr
+                return chip.imr, ()
+            return chip.isr if chip.read_isr else chip.irr, ()
         chip.poll = False
         line = chip.deliverable()
         if line < 0:
-            return SPURIOUS
+            return SPURIOUS, ()
         self._serve(chip, line)
         self._update()
-        return POLL_PENDING | line
+        return POLL_PENDING | line, self._effects()
 
-    def write(self, port: int, size: int, value: int) -> None:
-        """Write a port: 0x20, 0x21, 0xA0, 0xA1, 0x4D0 or 0x4D1, of 1 byte; anything else is ignored.
-
-        Interrupts that this ends are in `ended`.
-        """
+    def write(self, port: int, size: int, value: int) -> Effects:
+        """Write a port: 0x20, 0x21, 0xA0, 0xA1, 0x4D0 or 0x4D1, of 1 byte; anything else is ignored."""
         register = _REGISTERS.get(port)
         if register is None or size != 1:
             self.ignored += 1
-            return
+            return ()
         value &= 0xFF
         chip = self._chips[register & 1]
         if register >= _ELCR:
@@ -344,11 +388,12 @@ class Pic:
         else:
             self._ocw2(chip, value)
         self._update()
+        return self._effects()
 
     def _icw1(self, chip: _Controller, value: int) -> None:
         """Start the initialization ("Initialization Command Words 1 and 2"); ELCR is not part of the 8259A."""
         gone = chip.isr | chip.irr & ~chip.level
-        self.ended |= gone if chip is self._primary else gone << 8
+        self._ended |= gone if chip is self._primary else gone << 8
         chip.irr = chip.imr = chip.isr = 0  # `lines` stays: a line that is high must first fall to make an edge
         chip.set_lowest(7)
         chip.read_isr = chip.poll = chip.special_mask = False

@@ -9,6 +9,8 @@ Left out: the NMI bits of port 0x61 read 0.
 
 from __future__ import annotations
 
+from irqchip_core.x86.effects import Effects, TimerRose, WakeAt
+from irqchip_core.x86.lapic_timer import SHORTEST_PERIOD
 from irqchip_core.x86.pit_counter import CONTROL_ACCESS_SHIFT, CONTROL_SELECT_SHIFT, Counter
 from irqchip_core.x86.state import KVM_PIT_FLAGS_SPEAKER_DATA_ON, PIT_WIRED_GATES, PitState
 from irqchip_core.x86.state_checks import check_pit
@@ -92,6 +94,17 @@ class Pit:
 
     # Time
 
+    def expire(self, now: int) -> Effects:
+        """The time has come, or counter 0 may have been programmed: what the timer has raised, and when it does next.
+
+        Both are of one instant: an edge between the two would be neither raised nor waited for.
+        """
+        edges = self.take_rising_edges(now)
+        when = self.next_rising_edge(now)
+        if not edges:
+            return (WakeAt(when),)
+        return TimerRose(edges), WakeAt(None if when is None else max(when, now + SHORTEST_PERIOD))
+
     def _advance(self, now: int) -> int:
         """The last CLK pulse at `now`."""
         tick = (now - self._origin) * FREQUENCY // _SECOND
@@ -152,11 +165,11 @@ class Pit:
         self.ignored += 1
         return 0
 
-    def write(self, port: int, size: int, value: int, now: int) -> None:
+    def write(self, port: int, size: int, value: int, now: int) -> Effects:
         """Write port 0x40-0x43 or 0x61, of 1 byte; anything else is ignored."""
         if size != 1:
             self.ignored += 1
-            return
+            return ()
         tick = self._advance(now)
         value &= 0xFF
         number = port - COUNTER_PORTS
@@ -164,8 +177,12 @@ class Pit:
             counter = self._counters[number]
             counter.advance(tick)
             counter.write(value)
+            if number == 0:
+                return self.expire(now)
         elif port == CONTROL_PORT:
             self._control(value, tick)
+            if value >> CONTROL_SELECT_SHIFT == 0:
+                return self.expire(now)
         elif port == SPEAKER_PORT:
             counter = self._counters[2]
             counter.advance(tick)
@@ -173,6 +190,7 @@ class Pit:
             self._speaker_data = bool(value & SPEAKER_DATA)
         else:
             self.ignored += 1
+        return ()
 
     def _control(self, value: int, tick: int) -> None:
         select = value >> CONTROL_SELECT_SHIFT

@@ -1,11 +1,20 @@
-"""The state a processor starts in, beyond what its hypervisor and `vcpu_cpuid` give it."""
+"""The states in which a processor starts: beyond reset, what INIT, a start-up IPI and a PC's firmware make of it."""
 
 from __future__ import annotations
 
+from irqchip_core.exits import InterruptedExit
+from irqchip_core.vcpu import VcpuX86_64
 from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86.chip import IrqChipX86_64
+from irqchip_core.x86.registers import DescriptorTable, Regs, Segment, Sregs
 
 _MODES = {reg.LVT_LINT0: reg.LVT_EXTINT, reg.LVT_LINT1: reg.LVT_NMI}
+
+CR0_ET = 1 << 4
+CR0_KEPT = 3 << 29  # CD and NW survive INIT
+RESET_RIP = 0xFFF0
+FAMILY_6 = 0x600  # in EDX
+CODE, LDT, BUSY_TSS = 11, 2, 11  # segment types
 
 
 def connect_local_interrupts(chip: IrqChipX86_64, vcpu_id: int) -> None:
@@ -21,3 +30,41 @@ def connect_local_interrupts(chip: IrqChipX86_64, vcpu_id: int) -> None:
     for offset, mode in _MODES.items():
         state.regs[offset >> 4] = state.regs[offset >> 4] & ~reg.LVT_DELIVERY_MODE | mode
     chip.set_lapic_state(vcpu_id, state)
+
+
+def take_init(vcpu: VcpuX86_64, apic_base: int) -> None:
+    """Put the processor in its state after INIT (Intel SDM vol. 3, table 11-1). On the vCPU's thread.
+
+    Whether it then executes from the reset vector or waits for a start-up IPI is the chip's to keep.
+
+    Args:
+        vcpu: The vCPU.
+        apic_base: IA32_APIC_BASE, which INIT keeps.
+    """
+    while not isinstance(vcpu.complete_io(), InterruptedExit):
+        pass  # or the access of its last exit would be completed into the registers set here
+    vcpu.take_init()
+    old = vcpu.get_sregs()
+    vcpu.set_sregs(
+        Sregs(
+            cs=Segment(base=0xFFFF0000, selector=0xF000, type=CODE),
+            ldt=Segment(type=LDT, s=0),
+            tr=Segment(type=BUSY_TSS, s=0),
+            gdt=DescriptorTable(),
+            idt=DescriptorTable(),
+            cr0=old.cr0 & CR0_KEPT | CR0_ET,
+            cr8=0,
+            apic_base=apic_base,
+        )
+    )
+    vcpu.set_regs(Regs(rip=RESET_RIP, rdx=FAMILY_6))
+
+
+def take_startup(vcpu: VcpuX86_64, vector: int) -> None:
+    """Let the processor, which is in its state after INIT, execute at `vector` << 12 (Intel SDM vol. 3, 12.6.1)."""
+    sregs = vcpu.get_sregs()
+    sregs.cs = Segment(base=vector << 12, selector=vector << 8, type=CODE)
+    vcpu.set_sregs(sregs)
+    regs = vcpu.get_regs()
+    regs.rip = 0
+    vcpu.set_regs(regs)

@@ -21,12 +21,12 @@ CLAIMS = frozenset(IrqChipCap)
 FAULTS: list[tuple[Maker, str, str]] = [
     # Events
     (
-        with_parts(Board=wrong.EveryOtherEdgeLost),
+        with_parts(Chipset=wrong.EveryOtherEdgeLost),
         "edge_through_the_ioapic",
         "each signal of an edge event interrupts once, but on vCPU 0 0x45 was lost",
     ),
     (
-        with_parts(wrong.DeliveredTwiceChip, Board=wrong.DeliveredTwice),
+        with_parts(Chipset=wrong.DeliveredTwice, UserspaceApics=wrong.DeliveredTwiceApics),
         "edge_through_the_ioapic",
         "each signal of an edge event interrupts once, but on vCPU 0 0x45 came 2 times",
     ),
@@ -51,12 +51,12 @@ FAULTS: list[tuple[Maker, str, str]] = [
         "the other event of a GSI stays registered, but on vCPU 0 0x45 was lost",
     ),
     (
-        with_parts(Board=wrong.EveryEventDelayedAndLost),
+        with_parts(Chipset=wrong.EveryEventDelayedAndLost),
         "events_while_the_ioapic_is_busy",
         "no event is lost while the IOAPIC is busy .is it delayed, and served later.., but on vCPU 0 0x45 was lost",
     ),
     (
-        with_parts(Board=wrong.MessagesNeedTheIoapic),
+        with_parts(Chipset=wrong.MessagesAreDelayed),
         "messages_while_the_ioapic_is_busy",
         "service_irq_event sends a message at once .does it wait for the IOAPIC.., but on vCPU 0 0x51 was lost",
     ),
@@ -68,24 +68,24 @@ FAULTS: list[tuple[Maker, str, str]] = [
     (with_parts(EventTable=wrong.IndexUsedAgain), "indices_are_never_used_again", "an index is never used again"),
     # Level events
     (
-        with_parts(Board=wrong.ResampleForgotten),
+        with_parts(Lines=wrong.ResampleForgotten),
         "level_through_the_ioapic",
         "the resample event is signalled at the EOI, but it was not",
     ),
     (
-        with_parts(Board=wrong.ResampleForgotten),
+        with_parts(Lines=wrong.ResampleForgotten),
         "level_through_the_pics",
         "the resample event is signalled at the EOI, but it was not",
     ),
     (
-        with_parts(Board=wrong.LevelNeverLowered),
+        with_parts(Lines=wrong.LevelNeverLowered),
         "unregistration_lowers_the_line",
         "unregistering the level event that asserts a line lowers it, but IOAPIC pin 10 is still high",
     ),
     (
-        with_parts(Ioapic=wrong.LineStaysHigh, Board=wrong.LineLeftHigh),
+        with_parts(Ioapic=wrong.LineStaysHigh, Lines=wrong.LineLeftHigh),
         "level_through_the_ioapic",
-        "the line of a level event is lowered at the EOI, but IOAPIC pin 10 is still high",
+        "a level event interrupts once for each signal, but on vCPU 0 0x4a came 9 times",
     ),
     (
         with_parts(Ioapic=wrong.EoiOfTheNextPin),
@@ -93,7 +93,7 @@ FAULTS: list[tuple[Maker, str, str]] = [
         "the resample event is signalled at the EOI, but it was not",
     ),
     (
-        with_parts(Board=wrong.EveryLineResampled),
+        with_parts(Lines=wrong.EveryLineResampled),
         "eoi_ends_its_own_line_only",
         "the EOI of one vector ends no other's line, but GSI 11 was resampled at the EOI of pin 10",
     ),
@@ -134,7 +134,7 @@ FAULTS: list[tuple[Maker, str, str]] = [
         "of simultaneous PIC lines the lowest number comes first, but on vCPU 0 the order is wrong",
     ),
     (
-        with_parts(Board=wrong.SecondaryPicIsThePrimary),
+        with_parts(Chipset=wrong.SecondaryPicIsThePrimary),
         "secondary_pic_pin",
         "pin 4 of the secondary PIC is its line 12, but on vCPU 0 0x3c was lost and 0x34 came",
     ),
@@ -149,12 +149,12 @@ FAULTS: list[tuple[Maker, str, str]] = [
         r"32768 pulses of counter 2 take 27\.46 ms, but they took 1",
     ),
     (
-        with_parts(Board=wrong.WideAccessesIgnored),
+        with_parts(Chipset=wrong.WideAccessesIgnored),
         "wide_access_to_the_pics",
         "a wide access to the PICs is one of a byte to each of its ports, but it is 255 and not 90",
     ),
     (
-        with_parts(Board=wrong.WideAccessesIgnored),
+        with_parts(Chipset=wrong.WideAccessesIgnored),
         "wide_access_to_the_pit",
         "a wide access to the PIT is one of a byte to each of its ports, but it is",
     ),
@@ -166,17 +166,17 @@ FAULTS: list[tuple[Maker, str, str]] = [
     ),
     # Routes and messages
     (
-        with_parts(Board=wrong.RouteLeaks),
+        with_parts(Lines=wrong.RouteLeaks),
         "gsi_reaches_its_own_route_only",
         "GSI 38 sends its own message alone, but on vCPU 0 0x77 came, which was not sent",
     ),
     (
-        with_parts(Board=wrong.GsiInsteadOfPin),
+        with_parts(Lines=wrong.GsiInsteadOfPin),
         "pin_of_the_route_counts",
         "a GSI drives the pin of its route, but on vCPU 0 0x47 was lost and 0x45 came",
     ),
     (
-        with_parts(Board=wrong.MessageOnDeassertion),
+        with_parts(Lines=wrong.MessageOnDeassertion),
         "deassertion_sends_nothing",
         "deasserting an MSI route sends nothing, but on vCPU 0 0x51 came",
     ),
@@ -252,7 +252,7 @@ FAULTS: list[tuple[Maker, str, str]] = [
         "get_mp_state gives what was set, but it is <MPState.RUNNABLE: 0> and not <MPState.HALTED: 3>",
     ),
     (
-        wrong.InterruptStartsAnyProcessor,
+        with_parts(UserspaceApics=wrong.InterruptStartsAnyProcessor),
         "interrupt_starts_no_processor",
         "a fixed interrupt does not start a processor that is UNINITIALIZED, but it is <MPState.RUNNABLE",
     ),

@@ -9,8 +9,8 @@ from contextlib import ExitStack, suppress
 from typing import Any, Self
 from unittest import mock
 
-import irqchip_core.x86.board
-import irqchip_core.x86.board_chip
+import irqchip_core.x86.chipset.chipset
+import irqchip_userspace.apics
 import irqchip_userspace.chip
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus, BusDevice
@@ -18,16 +18,17 @@ from irqchip_core.chip import IrqChip, IrqChipCap, MPState, VcpuRunState
 from irqchip_core.errors import HypervisorError, InvalidArgument, InvalidRoute, IrqChipError, UnknownVcpu, WrongType
 from irqchip_core.event_table import EventSlot, EventTable
 from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
-from irqchip_core.routes import IrqRoute, IrqSourceChip, MsiSource, PinSource, RoutingTable
+from irqchip_core.routes import IrqRoute, MsiSource
 from irqchip_core.vcpu import Vcpu, Vm
 from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86 import msi
-from irqchip_core.x86.board import Board
+from irqchip_core.x86.chipset.chipset import Chipset
+from irqchip_core.x86.chipset.lines import Lines
 from irqchip_core.x86.destinations import Destinations
-from irqchip_core.x86.effects import Effects
+from irqchip_core.x86.effects import DriveLine, DrivePin, Effects, Resample
 from irqchip_core.x86.finalization import Place
 from irqchip_core.x86.ioapic import MASKED as ENTRY_MASKED
-from irqchip_core.x86.ioapic import Ioapic, LineResult
+from irqchip_core.x86.ioapic import Ioapic
 from irqchip_core.x86.lapic import Lapic
 from irqchip_core.x86.lapic_core import IGNORED, LapicCore
 from irqchip_core.x86.lapic_events import PendingEvents
@@ -36,13 +37,14 @@ from irqchip_core.x86.msi import Message
 from irqchip_core.x86.pic import Pic
 from irqchip_core.x86.pit import Pit
 from irqchip_core.x86.state import ChipSnapshot, LapicState, PicSelect, PicState, PitState
+from irqchip_userspace.apics import UserspaceApics
 from irqchip_userspace.chip import UserspaceIrqChip
-from irqchip_userspace.processors import Processor
+from irqchip_userspace.processor import ASLEEP, Processor
 
 Maker = Callable[[Vm, int], IrqChip]
 
 
-MODULES = (irqchip_userspace.chip, irqchip_core.x86.board_chip, irqchip_core.x86.board)
+MODULES = (irqchip_userspace.chip, irqchip_userspace.apics, irqchip_core.x86.chipset.chipset)
 
 
 def with_parts(chip: type[UserspaceIrqChip] = UserspaceIrqChip, **parts: type) -> Maker:
@@ -64,37 +66,37 @@ def with_parts(chip: type[UserspaceIrqChip] = UserspaceIrqChip, **parts: type) -
 # Events
 
 
-class EveryOtherEdgeLost(Board):
+class EveryOtherEdgeLost(Chipset):
     _served = 0
 
-    def _signalled(self, slot: EventSlot, signals: int) -> None:
+    def _signalled(self, index: IrqEventIndex, slot: EventSlot, signals: int) -> None:
         self._served += 1
         if self._served % 2:
-            super()._signalled(slot, signals)
+            super()._signalled(index, slot, signals)
 
 
-class DeliveredTwice(Board):
-    _last: EventSlot | None = None
+class DeliveredTwice(Chipset):
+    _last: tuple[IrqEventIndex, EventSlot] | None = None
 
-    def _signalled(self, slot: EventSlot, signals: int) -> None:
-        self._last = slot
-        super()._signalled(slot, signals)
+    def _signalled(self, index: IrqEventIndex, slot: EventSlot, signals: int) -> None:
+        self._last = index, slot
+        super()._signalled(index, slot, signals)
 
     def again(self) -> None:
-        if (slot := self._last) is not None:
+        if (last := self._last) is not None:
             self._last = None
-            with self.ioapic_lock, self.lock:
-                super()._signalled(slot, 1)
+            with self.lock:
+                super()._signalled(*last, 1)
 
 
-class DeliveredTwiceChip(UserspaceIrqChip):
+class DeliveredTwiceApics(UserspaceApics):
     """The second comes after the EOI of the first, or else the two would be coalesced."""
 
-    def _write_lapic(self, vcpu_id: int, offset: int, size: int, value: int) -> None:
-        super()._write_lapic(vcpu_id, offset, size, value)
+    def write(self, vcpu_id: int, offset: int, size: int, value: int) -> None:
+        super().write(vcpu_id, offset, size, value)
         if offset == 0xB0:
-            assert isinstance(self._board, DeliveredTwice)
-            self._board.again()
+            assert isinstance(self._chipset, DeliveredTwice)
+            self._chipset.again()
 
 
 class UnregistrationIgnored(UserspaceIrqChip):
@@ -119,29 +121,33 @@ class UnregistrationOfAnyGsi(EventTable):
 
 class AllOfAGsiUnregistered(UserspaceIrqChip):
     def unregister_edge_irq_event(self, irq: int, event: IrqEdgeEvent) -> None:
-        for slot in self._board.events.slots():
+        for slot in self._chipset.events.slots():
             if slot.gsi == irq:
-                self._board.unregister(irq, slot.trigger)
+                self._chipset.unregister(irq, slot.trigger)
 
 
-class EveryEventDelayedAndLost(Board):
-    def _serve_delayed(self) -> None:
-        with self.lock:
-            while self.ioapic_lock.next_delayed() is not None:
-                pass
+class EveryEventDelayedAndLost(Chipset):
+    def service_event(self, index: IrqEventIndex) -> None:
+        if self.events.take(index)[1]:
+            self.lock.delayed.append((index, 1))
+            self.lock.trigger.signal()
+
+    def process_delayed(self) -> None:
+        self.lock.delayed.clear()
+        super().process_delayed()
 
 
-class MessagesNeedTheIoapic(Board):
-    """Every event is delayed while the IOAPIC is busy, that of a message too."""
+class MessagesAreDelayed(Chipset):
+    """Every event is delayed, that of a message too."""
 
-    def _set_routes(self, routes: RoutingTable) -> None:
-        super()._set_routes(routes)
-        self._ioapic_gsis = frozenset(route.gsi for route in routes)
+    def service_event(self, index: IrqEventIndex) -> None:
+        if self.events.take(index)[1]:
+            self.lock.delayed.append((index, 1))
 
 
 class ServiceWaitsForASignal(UserspaceIrqChip):
     def service_irq_event(self, index: IrqEventIndex) -> None:
-        slot = self._board.events.slot(index)
+        slot = self._chipset.events.slot(index)
         if slot is not None:
             slot.trigger.wait()
             slot.trigger.signal()
@@ -157,21 +163,19 @@ class IndexUsedAgain(EventTable):
 # Level events
 
 
-class ResampleForgotten(Board):
-    def _resample_source(self, source: PinSource) -> None:
-        muted = [_mute(slot) for slot in self.events.slots()]
-        with mock.patch.object(self.events, "slots", return_value=muted):
-            super()._resample_source(source)
+class ResampleForgotten(Lines):
+    def _ended(self, ended: int, lowered: bool) -> Effects:
+        return tuple(effect for effect in super()._ended(ended, lowered) if not isinstance(effect, Resample))
 
 
-def _mute(slot: EventSlot) -> EventSlot:
-    return EventSlot(slot.gsi, slot.trigger, slot.resample and mock.Mock(), slot.source)
+class LevelNeverLowered(Lines):
+    def _ended(self, ended: int, lowered: bool) -> Effects:
+        effects = super()._ended(ended, lowered)
+        return tuple(effect._replace(high=True) if hasattr(effect, "high") else effect for effect in effects)
 
-
-class LevelNeverLowered(Board):
-    def _assert(self, gsi: int, who: int, level: bool) -> None:
-        if level or who != 4:  # a level event's
-            super()._assert(gsi, who, level)
+    def remove_level_event(self, gsi: int) -> Effects:
+        super().remove_level_event(gsi)
+        return ()
 
 
 class LineStaysHigh(Ioapic):
@@ -181,11 +185,10 @@ class LineStaysHigh(Ioapic):
         pass
 
 
-class LineLeftHigh(Board):
-    def _resample_source(self, source: PinSource) -> None:
-        for slot in self.events.slots():
-            if slot.resample is not None and source in self.routes[slot.gsi]:
-                slot.resample.signal()
+class LineLeftHigh(Lines):
+    def _note(self, gsi: int, source: int, high: bool) -> None:
+        if high or source != 4:  # a level event's
+            super()._note(gsi, source, high)
 
 
 class EoiOfTheNextPin(Ioapic):
@@ -199,11 +202,10 @@ class EoiOfTheNextPin(Ioapic):
         return super().end_of_interrupt(vector, now)
 
 
-class EveryLineResampled(Board):
-    def _resample_source(self, source: PinSource) -> None:
-        for slot in self.events.slots():
-            if slot.resample is not None:
-                super()._resample_source(PinSource(IrqSourceChip.IOAPIC, slot.gsi))
+class EveryLineResampled(Lines):
+    def _ended(self, ended: int, lowered: bool) -> Effects:
+        effects = super()._ended(ended, lowered)
+        return (*effects, *(Resample(gsi) for gsi in self._level_events)) if effects else ()
 
 
 class EveryInterruptEndsAtOnce(Lapic):
@@ -261,23 +263,23 @@ class MaskIgnored(Ioapic):
 class EdgeWhileHigh(Ioapic):
     """An edge-triggered pin fires at each assertion, risen or not."""
 
-    def set_line(self, pin: int, level: int) -> LineResult:
+    def set_line(self, pin: int, level: int) -> Effects:
         if level:
             super().set_line(pin, 0)
         return super().set_line(pin, level)
 
 
 class MaskedPicLineForgotten(Pic):
-    def set_line(self, line: int, high: bool) -> None:
+    def set_line(self, line: int, high: bool) -> Effects:
         if self._chips[line >> 3].imr >> (line & 7) & 1:
-            return
-        super().set_line(line, high)
+            return ()
+        return super().set_line(line, high)
 
 
 class PicPriorityReversed(Pic):
     """The line of highest number comes first."""
 
-    def acknowledge(self) -> int:
+    def acknowledge(self) -> tuple[int, Effects]:
         chip = self._primary
         requests = chip.irr & ~chip.imr & ~4
         if requests & requests - 1:
@@ -285,23 +287,19 @@ class PicPriorityReversed(Pic):
             others = chip.irr & ~highest
             chip.irr &= highest
             self._update()
-            vector = super().acknowledge()
+            vector = self._inta()
             chip.irr |= others
             self._update()
-            return vector
+            return vector, self._effects()
         return super().acknowledge()
 
 
-class SecondaryPicIsThePrimary(Board):
-    def _drive(self, sources: Iterable[object], who: int) -> None:
-        super()._drive(
-            [
-                PinSource(IrqSourceChip.PIC_PRIMARY, source.pin)
-                if isinstance(source, PinSource) and source.chip is IrqSourceChip.PIC_SECONDARY
-                else source
-                for source in sources
-            ],
-            who,
+class SecondaryPicIsThePrimary(Chipset):
+    def carry_out(self, effects: Effects) -> None:
+        super().carry_out(
+            tuple(
+                effect._replace(line=effect.line & 7) if isinstance(effect, DriveLine) else effect for effect in effects
+            )
         )
 
 
@@ -311,11 +309,11 @@ class SpeakerPortConstant(Pit):
 
 
 class Counter2Early(Pit):
-    def write(self, port: int, size: int, value: int, now: int) -> None:
-        super().write(port, size, value // 2 if port == 0x42 else value, now)
+    def write(self, port: int, size: int, value: int, now: int) -> Effects:
+        return super().write(port, size, value // 2 if port == 0x42 else value, now)
 
 
-class WideAccessesIgnored(Board):
+class WideAccessesIgnored(Chipset):
     """Its devices get what they do not take."""
 
     def places(self, io_bus: Bus, mmio_bus: Bus) -> list[Place]:
@@ -338,32 +336,33 @@ class OneShotRepeats(Lapic):
 # Routes and messages
 
 
-class RouteLeaks(Board):
+class RouteLeaks(Lines):
     """A GSI sends its neighbor's message, too."""
 
-    def _send(self, gsi: int) -> None:
-        super()._send(gsi)
-        super()._send(gsi + 1)
+    def edge(self, gsi: int, signals: int) -> Effects:
+        return (*super().edge(gsi, signals), *self._way(gsi + 1).messages)
+
+    def drive(self, gsi: int, high: bool) -> Effects:
+        return (*super().drive(gsi, high), *(self._way(gsi + 1).messages if high else ()))
 
 
-class GsiInsteadOfPin(Board):
-    def _drive(self, sources: Iterable[object], who: int) -> None:
-        gsi = next((gsi for gsi in range(24) if self.routes[gsi] == tuple(sources)), None)
-        super()._drive(
-            [
-                PinSource(IrqSourceChip.IOAPIC, gsi) if gsi is not None and isinstance(source, PinSource) else source
-                for source in sources
-            ],
-            who,
-        )
+class GsiInsteadOfPin(Lines):
+    def drive(self, gsi: int, high: bool) -> Effects:
+        return _to_pin(super().drive(gsi, high), gsi)
+
+    def edge(self, gsi: int, signals: int) -> Effects:
+        return _to_pin(super().edge(gsi, signals), gsi)
 
 
-class MessageOnDeassertion(Board):
-    def service_irq(self, gsi: int, level: bool) -> None:
-        super().service_irq(gsi, level)
-        if not level:
-            with self.lock:
-                self._send(gsi)
+def _to_pin(effects: Effects, gsi: int) -> Effects:
+    return tuple(
+        effect._replace(pin=gsi) if isinstance(effect, DrivePin) and gsi < 24 else effect for effect in effects
+    )
+
+
+class MessageOnDeassertion(Lines):
+    def drive(self, gsi: int, high: bool) -> Effects:
+        return (*super().drive(gsi, high), *(() if high else self._way(gsi).messages))
 
 
 class ShorthandIgnoresTheSender(Destinations):
@@ -404,14 +403,14 @@ class RouteReplacesItsGsi(UserspaceIrqChip):
     """A new route replaces all routes of its GSI, those of other controllers too."""
 
     def route_irq(self, route: IrqRoute) -> None:
-        super().set_irq_routes([*(old for old in self._board.routes if old.gsi != route.gsi), route])
+        super().set_irq_routes([*(old for old in self._chipset.lines.routes if old.gsi != route.gsi), route])
 
 
 class MessageBesidePinsRefused(UserspaceIrqChip):
     """A message and a pin cannot be exchanged for one another."""
 
     def route_irq(self, route: IrqRoute) -> None:
-        kinds = {type(source) for source in self._board.routes[route.gsi]}
+        kinds = {type(source) for source in self._chipset.lines.routes[route.gsi]}
         if kinds - {type(route.source)}:
             raise InvalidRoute("a GSI carries one MSI or pins", subject=self.name)
         super().route_irq(route)
@@ -428,7 +427,7 @@ class TwoMessagesOnAGsi(UserspaceIrqChip):
 
 class KickIgnored(UserspaceIrqChip):
     def kick_halted_vcpus(self) -> None:
-        self._check_open()
+        pass
 
 
 class KickDoesNotWake(Processor):
@@ -451,7 +450,7 @@ class KicksPileUp(UserspaceIrqChip):
         state = super().wait_until_runnable(vcpu)
         if state.name == "INTERRUPTED" and type(self)._kicks > 1:
             type(self)._kicks -= 1
-            self._processors[vcpu.id].interrupted = True
+            self._apics.processors[vcpu.id].interrupted = True
         return state
 
 
@@ -459,7 +458,7 @@ class SleepersNotWoken(Processor):
     __slots__ = ()
 
     def wake(self) -> None:
-        if not self._sleeping:
+        if self.activity is not ASLEEP:
             super().wake()
 
 
@@ -469,7 +468,7 @@ class RunnersNotKicked(Processor):
     __slots__ = ()
 
     def wake(self) -> None:
-        if self._sleeping:
+        if self.activity is ASLEEP:
             super().wake()
 
 
@@ -484,7 +483,7 @@ class BaseSeenLate(UserspaceIrqChip):
     def __init__(self, vm: Vm, vcpu_count: int) -> None:
         super().__init__(vm, vcpu_count)
         vm.exit_on_msrs([msrs for msrs in irqchip_userspace.chip.APIC_MSRS if IA32_APIC_BASE not in msrs])
-        self._exits_on_msrs = False
+        self._apics._exits_on_msrs = False
 
 
 class InitNeedsItsLevel(Lapic):
@@ -502,17 +501,17 @@ class DeassertIsAnInit(Lapic):
 class NmisBlockedAfterInit(Processor):
     __slots__ = ()
 
-    def initialize(self) -> None:
+    def _initialize(self) -> None:
         assert self.vcpu is not None
         with mock.patch.object(self.vcpu, "take_init"):
-            super().initialize()
+            super()._initialize()
 
 
-class InterruptStartsAnyProcessor(UserspaceIrqChip):
-    def _deliver(self, message: Message, source: Lapic | None = None) -> bool:
-        found = super()._deliver(message, source)
+class InterruptStartsAnyProcessor(UserspaceApics):
+    def deliver(self, message: Message, source: Lapic | None = None) -> bool:
+        found = super().deliver(message, source)
         for lapic in self._destinations.receivers(message, source):
-            self._processors[lapic.apic_id].mp_state = MPState.RUNNABLE
+            self.processors[lapic.apic_id].mp_state = MPState.RUNNABLE
         return found
 
 
@@ -587,7 +586,8 @@ class StaleClone(UserspaceIrqChip):
 
     def try_clone(self) -> Self:
         clone = super().try_clone()
-        clone._board = copy.copy(self._board)
+        clone._chipset = copy.copy(self._chipset)
+        clone._chipset.lines = copy.copy(self._chipset.lines)
         return clone
 
 
@@ -598,8 +598,10 @@ class CloneClosesAll(UserspaceIrqChip):
 
 
 class UsableAfterClose(UserspaceIrqChip):
-    def _check_open(self) -> None:
-        pass
+    def close(self) -> None:
+        kind = type(self)
+        super().close()
+        self.__class__ = kind
 
 
 class CapabilityNotAdmitted(UserspaceIrqChip):
@@ -630,7 +632,7 @@ class LapicsDenied(UserspaceIrqChip):
 
 class RoutesNotSaved(UserspaceIrqChip):
     def restore(self, snapshot: ChipSnapshot, vcpu_count: int) -> None:
-        routes = tuple(self._board.routes)
+        routes = tuple(self._chipset.lines.routes)
         super().restore(snapshot, vcpu_count)
         self.set_irq_routes(routes)
 
@@ -678,7 +680,7 @@ class EditedCountLost(UserspaceIrqChip):
 class EditedPitStandsStill(UserspaceIrqChip):
     def set_pit(self, state: PitState) -> None:
         super().set_pit(state)
-        for counter in self._board.pit._counters:
+        for counter in self._chipset.pit._counters:
             counter.load = counter.running = False
 
 
@@ -686,12 +688,13 @@ class CascadeOfTheRecord(UserspaceIrqChip):
     """A secondary that requests already has no edge for the primary."""
 
     def set_pic_state(self, select: PicSelect, state: PicState) -> None:
-        primary = self._board.pic._primary.irr
+        primary = self._chipset.pic._primary.irr
         super().set_pic_state(select, state)
         if select is PicSelect.SECONDARY:
-            self._board.pic._primary.irr = primary
-            self._board.pic._update()
-            self._board.update_interrupt_line()
+            self._chipset.pic._primary.irr = primary
+            self._chipset.pic._update()
+            with self._chipset.lock:
+                self._chipset.carry_out(self._chipset.pic._effects())
 
 
 class CurrentCountIgnored(Lapic):

@@ -9,7 +9,7 @@ import random
 
 import attrs
 
-from irqchip_core.x86.effects import Effects, Resample, WakeAt
+from irqchip_core.x86.effects import Effects, EntriesChanged, PinEnded, WakeAt
 from irqchip_core.x86.ioapic import (
     DELIVERY_STATUS,
     ENTRY_WRITABLE_MASK,
@@ -41,7 +41,7 @@ class IoapicFuzzer(Fuzzer):
         self.ioapic = Ioapic(
             rng.choice((24, 24, 120, 240)), rng.choice((VERSION_82093AA, VERSION_ICH)), electrical=rng.random() < 0.3
         )
-        self.ioapic.resample_pins = rng.getrandbits(self.ioapic.pins) & rng.getrandbits(self.ioapic.pins)
+        self.ioapic.resample_lines = rng.getrandbits(self.ioapic.pins) & rng.getrandbits(self.ioapic.pins)
 
     def step(self) -> None:
         rng, ioapic = self.rng, self.ioapic
@@ -56,9 +56,10 @@ class IoapicFuzzer(Fuzzer):
             size = rng.choice((1, 2, 4, 8))
             assert 0 <= ioapic.read(rng.choice(OFFSETS), size, self.now) < 1 << 8 * size
         elif choice < 0.85:
-            message = ioapic.set_line(rng.randrange(ioapic.pins), rng.getrandbits(1)).message
-            if message is not None and rng.random() < 0.1:
-                ioapic.refused(message)
+            for message in ioapic.set_line(rng.randrange(ioapic.pins), rng.getrandbits(1)):
+                assert isinstance(message, Message)
+                if rng.random() < 0.1:
+                    ioapic.refused(message)
         elif choice < 0.97:
             self.look_at(ioapic.end_of_interrupt(rng.getrandbits(8), self.now))
         else:
@@ -67,7 +68,7 @@ class IoapicFuzzer(Fuzzer):
 
     def look_at(self, effects: Effects) -> None:
         for effect in effects:
-            assert isinstance(effect, Message | Resample | WakeAt)
+            assert isinstance(effect, Message | EntriesChanged | PinEnded | WakeAt)
 
     def check(self) -> None:
         ioapic = self.ioapic

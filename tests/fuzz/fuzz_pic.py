@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from irqchip_core.x86.pic import CASCADE, Pic
+from irqchip_core.x86.pic import CASCADE
 from irqchip_core.x86.state import PicSelect
 from tests.fuzz.beside import beside
 from tests.fuzz.run import Deadline, Phase
@@ -12,6 +12,7 @@ from tests.oracles.kvm import KvmMachine
 from tests.oracles.qemu import Qemu
 from tests.x86.pic_model import PicMachine
 from tests.x86.test_pic_oracles import KvmPic, QemuPic
+from tests.x86.watched_pic import WatchedPic as Pic
 
 PORTS = (0x20, 0x21, 0xA0, 0xA1) * 4 + (0x4D0, 0x4D1, 0x22, 0, 0xFFFF, -1)
 SIZES = (1,) * 13 + (0, 2, 4)

@@ -161,7 +161,7 @@ def test_an_event_that_finds_the_ioapic_busy_is_delayed_and_not_lost(chip: KvmSp
         assert index is not None
         machine.loop.stop()  # no irq loop: this test is the one
         with chip.irq_delayed_event_token() as token, chip.try_clone() as clone:
-            with chip._board.ioapic_lock:  # as a vCPU in the middle of an access has it
+            with chip._chipset.lock:  # as a vCPU in the middle of an access has it
                 event.trigger()
                 clone.service_irq_event(index)
                 clone.process_delayed_irq_events()  # still busy

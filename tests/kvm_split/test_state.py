@@ -101,11 +101,11 @@ def test_a_vector_of_the_pics_that_kvm_has_but_not_the_guest_moves_along(entered
             assert machine.vcpu.run() == InterruptedExit()  # KVM_RUN, but not the guest
         snapshot = stop(machine)
         assert snapshot.pic_primary.isr == 1 << 5
-        assert snapshot.chip_specific.untaken == 0x35
+        assert snapshot.chip_specific.pending_extint == 0x35
         assert snapshot.mp_states == [MPState.HALTED]
         resume(machine, other, snapshot)
         assert other.take(Eoi.PRIMARY) == 0x35
-        assert stop(other).chip_specific.untaken is None
+        assert stop(other).chip_specific.pending_extint is None
         assert machine.take(Eoi.PRIMARY) == 0x35  # a snapshot changes nothing
 
 
@@ -122,9 +122,9 @@ def test_a_vector_of_the_pics_that_comes_after_an_nmi_is_in_the_snapshot() -> No
         assert vcpu.queued_interrupt() == 0x35
         vcpu.inject_nmi()
         assert machine.cpu.run_into_handler() == NMI_VECTOR
-        assert stop(machine).chip_specific.untaken == 0x35
+        assert stop(machine).chip_specific.pending_extint == 0x35
         assert machine.take(Eoi.PRIMARY) == 0x35
-        assert stop(machine).chip_specific.untaken is None
+        assert stop(machine).chip_specific.pending_extint is None
 
 
 def test_a_chip_that_goes_back_to_its_own_snapshot_gives_a_vector_once() -> None:
@@ -136,7 +136,7 @@ def test_a_chip_that_goes_back_to_its_own_snapshot_gives_a_vector_once() -> None
         machine.chip.service_irq(5, False)
         machine.chip.inject_interrupts(machine.vcpu)
         snapshot = stop(machine)
-        assert snapshot.chip_specific.untaken == 0x35
+        assert snapshot.chip_specific.pending_extint == 0x35
         machine.chip.restore(snapshot, 1)
         assert machine.take(Eoi.PRIMARY) == 0x35
         assert machine.take_until_marker() == []
@@ -211,8 +211,8 @@ def snapshot_of(vcpu_count: int) -> ChipSnapshot:
         (2, {"interrupt_bitmaps": (0,)}, InvalidArgument, "not the state of a kvm_split chip of 2 vCPUs"),
         (2, {"interrupt_bitmaps": (0, 1 << 256)}, InvalidArgument, "interrupt_bitmaps: .* is not from 0 to"),
         (2, {"interrupt_bitmaps": (0, None)}, WrongType, "interrupt_bitmaps: None is of type NoneType"),
-        (2, {"untaken": 256}, InvalidArgument, "untaken: 256 is not from 0 to 255"),
-        (2, {"untaken": "5"}, WrongType, "untaken: '5' is of type str"),
+        (2, {"pending_extint": 256}, InvalidArgument, "pending_extint: 256 is not from 0 to 255"),
+        (2, {"pending_extint": "5"}, WrongType, "pending_extint: '5' is of type str"),
         (2, {"routes": (IrqRoute.msi(4096, 0, 0),)}, InvalidRoute, "GSI out of range"),
         (2, {"routes": (IrqRoute.msi(9, LAPIC, 0x50),)}, InvalidRoute, "COM1 has a level event on GSI 9"),
         (2, {"routes": (None,)}, WrongType, "give it as IrqRoute"),

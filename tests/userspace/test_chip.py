@@ -20,6 +20,8 @@ from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, Irq
 from irqchip_core.routes import IrqRoute, IrqSourceChip, PinSource, default_routes
 from irqchip_core.testing import FakeClock, FakeVcpu, FakeVm, read_msr, write_msr
 from irqchip_core.x86.counters import GsiCount, VectorCount
+from irqchip_core.x86.effects import Effects
+from irqchip_core.x86.pit import Pit
 from irqchip_core.x86.state import PicSelect
 from irqchip_userspace.chip import UserspaceIrqChip, probe
 
@@ -268,6 +270,7 @@ def test_a_message_kicks_a_vcpu_in_the_guest_once_until_it_looks(board: Board) -
     board.chip.route_irq(IrqRoute.msi(24, LAPIC, 0x50))
     board.chip.route_irq(IrqRoute.msi(25, LAPIC, 0x60))
     vcpu = board.vcpus[0]
+    assert board.chip.wait_until_runnable(vcpu) is VcpuRunState.RUNNABLE
     sender = threading.Thread(target=lambda: [board.chip.service_irq(gsi, True) for gsi in (24, 25, 24)])
     sender.start()
     sender.join()
@@ -506,13 +509,20 @@ def test_the_pit_raises_gsi_0_through_its_own_event(board: Board) -> None:
     token.close()
 
 
-def test_a_pit_that_ticks_too_fast_is_looked_after_at_a_bearable_pace(board: Board) -> None:
+def test_a_pit_that_ticks_too_fast_is_looked_after_at_a_bearable_pace(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rings = []
-    expire = board.chip._board.expire
-    board.chip._board.expire = lambda: rings.append(board.clock.now()) or expire()  # type: ignore[method-assign,func-returns-value]
+    expire = Pit.expire
+
+    def counted(pit: Pit, now: int) -> Effects:
+        rings.append(now)
+        return expire(pit, now)
+
     board.io.write(0x43, 1, 0x34)  # counter 0, mode 2
     board.io.write(0x40, 1, 2)
     board.io.write(0x40, 1, 0)  # 2 pulses: 1.7 us
+    monkeypatch.setattr(Pit, "expire", counted)
     board.clock.advance(10_000_000)
     assert 49 <= len(rings) <= 51  # every 200 us, as in KVM
 
@@ -549,7 +559,7 @@ def test_counters_tell_what_became_of_every_signal(board: Board) -> None:
         assert board.inject() == [0x45]
         board.eoi()
         event.trigger()
-        with board.chip._board.ioapic_lock:
+        with board.chip._chipset.lock:
             board.chip.service_irq_event(index)  # delayed
             event.trigger()
             board.chip.service_irq_event(index)
@@ -694,7 +704,7 @@ def test_an_event_that_finds_the_ioapic_busy_is_delayed_and_not_lost(board: Boar
         unregistered = board.register(5, gone)
         event.trigger()
         gone.trigger()
-        with board.chip._board.ioapic_lock:  # as a vCPU in the middle of an access has it
+        with board.chip._chipset.lock:  # as a vCPU in the middle of an access has it
             board.chip.service_irq_event(index)
             board.chip.service_irq_event(unregistered)
             assert not token.wait(0)

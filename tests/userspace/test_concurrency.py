@@ -34,10 +34,10 @@ class LockWithVisitor:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._lock, name)
 
-    def acquire(self, blocking: bool = True) -> bool:
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         visit, self._visit = self._visit, lambda: None
         visit()
-        return bool(self._lock.acquire(blocking))
+        return bool(self._lock.acquire(blocking, timeout))
 
     def release(self) -> None:
         self._lock.release()
@@ -54,11 +54,11 @@ def test_an_event_that_is_unregistered_while_it_is_served_asserts_nothing(board:
     with IrqLevelEvent() as event:
         index = board.register(10, event)
         event.trigger()
-        parts: Any = board.chip._board
-        lock = parts.ioapic_lock
-        parts.ioapic_lock = LockWithVisitor(lock, lambda: board.chip.unregister_level_irq_event(10, event))
+        parts: Any = board.chip._chipset
+        lock = parts.lock
+        parts.lock = LockWithVisitor(lock, lambda: board.chip.unregister_level_irq_event(10, event))
         board.chip.service_irq_event(index)
-        parts.ioapic_lock = lock
+        parts.lock = lock
     assert board.chip.get_ioapic_state().current_interrupt_level_bitmap == 0
     assert board.inject() == []
 
@@ -140,7 +140,8 @@ def test_what_came_before_there_was_a_vcpu_is_injected_before_its_first_entry(bo
     assert vcpu.injected == [0x50]
 
 
-def test_nothing_is_lost_while_vcpus_fight_for_the_ioapic(board: Board) -> None:
+def test_nothing_is_lost_while_vcpus_fight_for_the_chipset(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("irqchip_core.x86.chipset.chipset.DELAY_SECONDS", 0)  # or events would hardly be delayed
     chip, over = board.chip, threading.Event()
     board.redirect(5, 0x45)
     board.redirect(10, 0x804A)

@@ -117,8 +117,7 @@ class Board:
         return self.ioapic.read(IOWIN, 4, self.now)
 
     def set_line(self, pin: int, level: int) -> None:
-        if message := self.ioapic.set_line(pin, level).message:
-            self.deliver(message)
+        self.carry_out(self.ioapic.set_line(pin, level))
 
     def send(self, address: int, data: int) -> None:
         if message := decode_msi(address, data):

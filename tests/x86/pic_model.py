@@ -12,9 +12,9 @@ from typing import ClassVar, Protocol
 
 import attrs
 
-from irqchip_core.x86.pic import Pic
 from irqchip_core.x86.state import PicSelect
 from tests.x86.sequences import SequenceMachine, action, beginning
+from tests.x86.watched_pic import WatchedPic as Pic
 
 COMMAND = (0x20, 0xA0)
 DATA = (0x21, 0xA1)

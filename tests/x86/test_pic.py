@@ -8,8 +8,10 @@ import pytest
 from attrs import evolve
 
 from irqchip_core.errors import InvalidArgument, WrongType
-from irqchip_core.x86.pic import Pic
+from irqchip_core.x86.effects import IntChanged, LineEnded
+from irqchip_core.x86.pic import Pic as CheckedPic
 from irqchip_core.x86.state import PicInitState, PicSelect, PicState
+from tests.x86.watched_pic import WatchedPic as Pic
 
 PRIMARY, SECONDARY = PicSelect.PRIMARY, PicSelect.SECONDARY
 COMMAND = (0x20, 0xA0)
@@ -640,3 +642,47 @@ def test_a_record_that_no_8259_can_hold_is_refused(change: dict[str, Any]) -> No
         Pic.from_state(evolve(PicState(elcr_mask=0xF8), **change), PicState(elcr_mask=0xDE))
     with pytest.raises((InvalidArgument, WrongType), match=f"secondary.{next(iter(change))}"):
         Pic.from_state(PicState(elcr_mask=0xF8), evolve(PicState(elcr_mask=0xDE), **change))
+
+
+# Effects
+
+
+def test_each_access_says_that_int_has_changed_and_which_interrupts_have_ended() -> None:
+    pic = initialized().pic
+    assert pic.set_line(5, True) == (IntChanged(True),)
+    assert pic.set_line(6, True) == ()
+    assert pic.acknowledge() == (0x25, (IntChanged(False),))
+    assert pic.write(COMMAND[0], 1, EOI) == (LineEnded(5, False), IntChanged(True))
+    assert pic.write(COMMAND[0], 1, POLL) == ()
+    assert pic.read(COMMAND[0], 1) == (0x86, (IntChanged(False),))
+    assert pic.write(COMMAND[0], 1, 0x11) == (LineEnded(6, False),)
+
+
+@pytest.mark.parametrize("level", [False, True])
+def test_the_end_of_a_level_triggered_line_that_is_driven_anew_lowers_it_before_int_follows(level: bool) -> None:
+    pic = initialized().pic
+    pic.resample_lines = 1 << 5 | 1 << 12
+    pic.write(ELCR[0], 1, level << 5)
+    pic.write(ELCR[1], 1, level << 4)
+    for line, select in ((5, 0), (12, 1)):
+        pic.set_line(line, True)
+        pic.acknowledge()
+        assert LineEnded(line, level) in pic.write(COMMAND[select], 1, EOI)
+        assert bool(pic.state(PicSelect(select)).last_irr >> (line & 7) & 1) is not level
+        pic.write(COMMAND[0], 1, EOI)
+        assert not pic.interrupt_requested
+
+
+def test_automatic_eoi_ends_and_lowers_at_the_acknowledge() -> None:
+    pic = initialized(AUTO_EOI).pic
+    pic.resample_lines = 1 << 5
+    pic.write(ELCR[0], 1, 1 << 5)
+    pic.set_line(5, True)
+    assert pic.acknowledge() == (0x25, (LineEnded(5, True), IntChanged(False)))
+
+
+def test_a_restored_pair_says_only_what_changes_afterwards() -> None:
+    old = raised(5)
+    new = CheckedPic.from_state(*(old.state(select) for select in PicSelect))
+    assert new.set_line(6, True) == ()
+    assert new.acknowledge() == (0x25, (IntChanged(False),))

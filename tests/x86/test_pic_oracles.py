@@ -8,11 +8,11 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from irqchip_core.x86.pic import Pic
 from irqchip_core.x86.state import PicInitState, PicSelect, PicState
 from tests.oracles.kvm import KvmMachine
 from tests.oracles.qemu import Qemu
 from tests.x86.pic_model import COMMAND, DATA, ELCR, READ_IRR, READ_ISR, Difference, PicMachine, PicOracle
+from tests.x86.watched_pic import WatchedPic as Pic
 
 SETTINGS = settings(max_examples=200, stateful_step_count=40, deadline=None, derandomize=True)
 

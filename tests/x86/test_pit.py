@@ -10,7 +10,9 @@ import attrs
 import pytest
 
 from irqchip_core.errors import InvalidArgument, WrongType
+from irqchip_core.x86.effects import TimerRose, WakeAt
 from irqchip_core.x86.kvm_layout import pit_from_kvm, pit_to_kvm
+from irqchip_core.x86.lapic_timer import SHORTEST_PERIOD
 from irqchip_core.x86.pit import FREQUENCY, Pit
 from irqchip_core.x86.state import PitChannelState, PitCounting, PitRwMode, PitRwState, PitState
 
@@ -521,3 +523,23 @@ def test_a_record_that_no_8254_can_hold_is_refused(change: dict[str, Any]) -> No
 def test_a_record_of_two_counters_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="channels: it has 2 elements; give 3"):
         Pit.from_state(PitState([PitChannelState()] * 2), 0)
+
+
+def test_the_owner_gets_the_timers_interrupts_and_the_next_moment_as_effects() -> None:
+    pit = Pit()
+    assert pit.write(CONTROL, 1, 0x34, 0) == (WakeAt(None),)
+    assert pit.write(0x40, 1, 0xA9, 0) == (WakeAt(None),)
+    (wake_at,) = pit.write(0x40, 1, 0x04, 0)  # 1193 pulses, 1 ms
+    first = at(1 + 1193)
+    assert wake_at == WakeAt(first)
+    assert pit.expire(first - 1) == (wake_at,)
+    assert pit.expire(first) == (TimerRose(1), WakeAt(at(1 + 2 * 1193)))
+    assert pit.write(0x42, 1, 0, first) == pit.write(SPEAKER, 1, 1, first) == ()
+    after = pit.write(CONTROL, 1, 0x30, at(1 + 3 * 1193))  # mode 0: the count is awaited
+    assert after == (TimerRose(2), WakeAt(None))
+
+
+def test_a_timer_faster_than_its_owner_can_be_is_looked_at_again_later() -> None:
+    pit = programmed(0x34, 2, 0, counter=0)
+    now = at(100)
+    assert pit.expire(now) == (TimerRose(49), WakeAt(now + SHORTEST_PERIOD))

@@ -95,7 +95,7 @@ class Turns:
 
 
 class TurnLock:
-    """A lock at which turns change. `waits` counts the calls of `acquire` that may wait."""
+    """A lock at which turns change. `waits` counts the calls of `acquire` that may wait; a timeout is over at once."""
 
     def __init__(self, turns: Turns, inner: bool) -> None:
         self._turns = turns
@@ -104,7 +104,8 @@ class TurnLock:
         self.waits = 0
         self.releases = 0
 
-    def acquire(self, blocking: bool = True) -> bool:
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        blocking = blocking and timeout < 0
         self.waits += blocking
         self._turns.pause((lambda: not self.held) if blocking else (lambda: True))
         if self.held:

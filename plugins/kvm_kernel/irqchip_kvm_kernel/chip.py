@@ -9,25 +9,21 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any
 
 from attrs import frozen
 from typing_extensions import override
 
-from irqchip_core.allocator import SystemAllocator
 from irqchip_core.arguments import check_int, check_type
-from irqchip_core.bus import Bus
-from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
-from irqchip_core.errors import Closed, WrongType
+from irqchip_core.chip import MPState, VcpuRunState
+from irqchip_core.errors import WrongType
 from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqEventToken, IrqLevelEvent
 from irqchip_core.hookspecs import Probe
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute, RoutingTable, default_routes
 from irqchip_core.vcpu import Vcpu, Vm
-from irqchip_core.x86.chip import IrqChipX86_64
-from irqchip_core.x86.finalization import Finalization
-from irqchip_core.x86.state import IoapicState, LapicState, PicSelect, PicState, PitState
-from irqchip_core.x86.state_checks import check_ioapic, check_pic, check_pit, check_select
+from irqchip_core.x86.shared_chip import SharedIrqChip
+from irqchip_core.x86.state import LapicState
 from irqchip_kvm import Irqfds, KvmVm, VcpuSlots
 from irqchip_kvm.abi import PIT_SPEAKER_DUMMY, Cap
 from irqchip_kvm.vcpu_slots import lapic_capabilities, probe_vm
@@ -67,21 +63,15 @@ class KernelChipState:
     interrupt_bitmaps: tuple[int, ...]
 
 
-class _Shared:
-    """State of the chip, common to all its handles. `lock` guards everything that changes."""
+class _Routes:
+    """The routing table that KVM accepted last, the same for all handles."""
 
-    def __init__(self, vm: KvmVm, vcpu_count: int) -> None:
-        self.vm = vm
-        self.vcpus = VcpuSlots(NAME, vm, vcpu_count)
-        self.irqfds = Irqfds(vm)
-        self.routes = RoutingTable(default_routes(), subject=NAME)  # KVM_CREATE_IRQCHIP installs the same
-        self.finalization = Finalization(NAME, IOAPIC_PINS)
-        self.capabilities = lapic_capabilities(vm)
-        self.handles = 1
+    def __init__(self) -> None:
+        self.table = RoutingTable(default_routes(), subject=NAME)  # KVM_CREATE_IRQCHIP installs the same
         self.lock = threading.Lock()
 
 
-class KvmKernelIrqChip(IrqChipX86_64):
+class KvmKernelIrqChip(SharedIrqChip):
     """The chip in the kernel.
 
     Args:
@@ -97,94 +87,52 @@ class KvmKernelIrqChip(IrqChipX86_64):
     name = NAME
 
     def __init__(self, vm: Vm, vcpu_count: int) -> None:
-        super().__init__()
         if not isinstance(vm, KvmVm):
             raise WrongType(
                 f"it is a {type(vm).__name__}", subject=NAME, argument="vm", remedy="give an irqchip_kvm.KvmVm"
             )
-        shared = _Shared(vm, vcpu_count)
+        self._vcpus = VcpuSlots(NAME, vm, vcpu_count)
+        self._vm = vm
+        self._irqfds = Irqfds(vm)
+        self._routes = _Routes()
+        super().__init__(IOAPIC_PINS, lapic_capabilities(vm), vm)
         vm.create_irqchip()
         vm.create_pit2(PIT_SPEAKER_DUMMY)  # the gate and OUT of counter 2 at port 0x61, which guests measure time with
         vm.enable_x2apic_api()
-        self._state: _Shared | None = shared
 
-    @property
-    def _shared(self) -> _Shared:
-        if self._state is None:
-            raise Closed("the chip is closed", subject=NAME, remedy="keep the handle open, or use another clone")
-        return self._state
-
-    def _check_open(self) -> None:
-        """For methods that leave all else to the kernel: raises `Closed` if this handle is closed."""
-        _ = self._shared
+    @override
+    def _release(self) -> None:
+        self._irqfds.close()
 
     @override
     def add_vcpu(self, vcpu_id: int, vcpu: Vcpu) -> None:
-        self._shared.vcpus.add(vcpu_id, vcpu)
+        self._vcpus.add(vcpu_id, vcpu)
 
-    # Events: KVM_IRQFD, edge or with a resample event. The kernel listens; nothing is served here.
-
-    def _register(self, irq: int, event: IrqEdgeEvent | IrqLevelEvent, source: IrqEventSource) -> None:
-        shared = self._shared
-        self._check_gsi(irq)
-        check_type(source, IrqEventSource, subject=NAME, argument="source")
-        shared.irqfds.connect(irq, event, source)
-        self.observers.event_registered(self, irq, source, None)
-
-    def _unregister(self, irq: int, trigger: Event) -> None:
-        shared = self._shared
-        self._check_gsi(irq)
-        if shared.irqfds.disconnect(irq, trigger):
-            self.observers.event_unregistered(self, irq)
-
-    def _check_gsi(self, irq: int) -> None:
-        check_int(irq, 0, (1 << 32) - 1, subject=NAME, argument="irq")
+    # Events: KVM_IRQFD, edge or with a resample event. The kernel waits for them; nothing is served here.
 
     @override
-    def register_edge_irq_event(self, irq: int, event: IrqEdgeEvent, source: IrqEventSource) -> IrqEventIndex | None:
-        check_type(event, IrqEdgeEvent, subject=NAME, argument="event")
-        self._register(irq, event, source)
+    def _connect_event(
+        self, gsi: int, event: IrqEdgeEvent | IrqLevelEvent, source: IrqEventSource
+    ) -> IrqEventIndex | None:
+        self._irqfds.connect(gsi, event, source)
         return None
 
     @override
-    def unregister_edge_irq_event(self, irq: int, event: IrqEdgeEvent) -> None:
-        check_type(event, IrqEdgeEvent, subject=NAME, argument="event")
-        self._unregister(irq, event.get_trigger())
-
-    @override
-    def register_level_irq_event(self, irq: int, event: IrqLevelEvent, source: IrqEventSource) -> IrqEventIndex | None:
-        check_type(event, IrqLevelEvent, subject=NAME, argument="event")
-        self._register(irq, event, source)
-        return None
-
-    @override
-    def unregister_level_irq_event(self, irq: int, event: IrqLevelEvent) -> None:
-        check_type(event, IrqLevelEvent, subject=NAME, argument="event")
-        self._unregister(irq, event.get_trigger())
+    def _disconnect_event(self, gsi: int, trigger: Event) -> bool:
+        return self._irqfds.disconnect(gsi, trigger)
 
     # Routes: KVM_SET_GSI_ROUTING takes the whole table, so ours is kept only when KVM took it.
 
-    def _commit(self, shared: _Shared, routes: RoutingTable) -> None:
-        shared.vm.set_gsi_routing(routes)
-        shared.routes = routes
-
     @override
-    def route_irq(self, route: IrqRoute) -> None:
-        shared = self._shared
-        with shared.lock:
-            self._commit(shared, shared.routes.adding(route))
-        self.observers.routes_changed(self, shared.routes)
-
-    @override
-    def set_irq_routes(self, routes: Iterable[IrqRoute]) -> None:
-        shared = self._shared
-        with shared.lock:
-            self._commit(shared, shared.routes.replaced(routes))
-        self.observers.routes_changed(self, shared.routes)
+    def _change_routes(self, change: Callable[[RoutingTable], RoutingTable]) -> RoutingTable:
+        with self._routes.lock:
+            table = change(self._routes.table)
+            self._vm.set_gsi_routing(table)
+            self._routes.table = table
+        return table
 
     @override
     def irq_event_tokens(self) -> list[IrqEventToken]:
-        self._check_open()
         return []
 
     @override
@@ -192,158 +140,90 @@ class KvmKernelIrqChip(IrqChipX86_64):
         self._check_gsi(irq)
         if level is not True and level is not False:
             check_type(level, bool, subject=NAME, argument="level")
-        self._shared.vm.irq_line(irq, level)
+        self._vm.irq_line(irq, level)
 
     @override
     def service_irq_event(self, index: IrqEventIndex) -> None:
-        self._check_open()
         check_type(index, int, subject=NAME, argument="index")
-        _log.error("%s: asked to serve event %d, but the kernel serves all events itself", NAME, index)
+        _log.error("%s: event %d is served by the kernel, not by service_irq_event", NAME, index)
 
     @override
     def broadcast_eoi(self, vector: int) -> None:
-        self._check_open()
         check_int(vector, 0, 255, subject=NAME, argument="vector")
-        _log.error("%s: told of the EOI of vector %d, which the IOAPIC in the kernel has seen itself", NAME, vector)
+        _log.error(
+            "%s: the IOAPIC in the kernel has seen the EOI of vector %d already",
+            NAME,
+            vector,
+        )
 
     # vCPUs: the kernel injects, halts, waits and wakes.
 
     @override
     def inject_interrupts(self, vcpu: Vcpu) -> None:
-        self._shared.vcpus.own(vcpu)
+        self._vcpus.own(vcpu)
 
     @override
     def halted(self, vcpu_id: int) -> None:
-        _ = self._shared.vcpus[vcpu_id]
+        _ = self._vcpus[vcpu_id]
 
     @override
     def wait_until_runnable(self, vcpu: Vcpu) -> VcpuRunState:
-        self._shared.vcpus.own(vcpu)
+        self._vcpus.own(vcpu)
         return VcpuRunState.RUNNABLE
 
     @override
     def kick_halted_vcpus(self) -> None:
-        self._check_open()
+        """Nothing: a halted vCPU sleeps in the kernel, and comes out by its own kick."""
 
     @override
     def get_mp_state(self, vcpu_id: int) -> MPState:
-        return self._shared.vcpus.get_mp_state(vcpu_id)
+        return self._vcpus.get_mp_state(vcpu_id)
 
     @override
     def set_mp_state(self, vcpu_id: int, state: MPState) -> None:
-        self._shared.vcpus.set_mp_state(vcpu_id, state)
-
-    @override
-    def try_clone(self) -> Self:
-        shared = self._shared
-        clone = type(self).__new__(type(self))
-        IrqChipX86_64.__init__(clone, self.observers)
-        with shared.lock:
-            shared.handles += 1
-        clone._state = shared
-        return clone
-
-    @override
-    def finalize_devices(self, allocator: SystemAllocator, io_bus: Bus, mmio_bus: Bus) -> None:
-        self._shared.finalization.perform(allocator, io_bus, mmio_bus)
+        self._vcpus.set_mp_state(vcpu_id, state)
 
     @override
     def process_delayed_irq_events(self) -> None:
-        self._check_open()
+        """Nothing: the kernel delays no event."""
 
     @override
     def irq_delayed_event_token(self) -> Event | None:
-        self._check_open()
         return None
 
-    @override
-    def check_capability(self, capability: IrqChipCap) -> bool:
-        shared = self._shared
-        check_type(capability, IrqChipCap, subject=NAME, argument="capability")
-        return capability in shared.capabilities
-
-    @override
-    def close(self) -> None:
-        shared, self._state = self._state, None
-        if shared is None:
-            return
-        with shared.lock:
-            shared.handles -= 1
-            if shared.handles:
-                return
-        shared.irqfds.close()
-
-    # The x86 extension: KVM_GET/SET_IRQCHIP, _LAPIC, _PIT2.
-
-    @override
-    def get_pic_state(self, select: PicSelect) -> PicState:
-        vm = self._shared.vm
-        check_select(select, subject=NAME)
-        return vm.get_pic_state(select)
-
-    @override
-    def set_pic_state(self, select: PicSelect, state: PicState) -> None:
-        vm = self._shared.vm
-        check_pic(state, select, subject=NAME)
-        vm.set_pic_state(select, state)
-
-    @override
-    def get_ioapic_state(self) -> IoapicState:
-        return self._shared.vm.get_ioapic_state()
-
-    @override
-    def set_ioapic_state(self, state: IoapicState) -> None:
-        vm = self._shared.vm
-        check_ioapic(state, IOAPIC_PINS, subject=NAME)
-        vm.set_ioapic_state(state)
+    # The x86 extension
 
     @override
     def get_lapic_state(self, vcpu_id: int) -> LapicState:
-        return self._shared.vcpus.get_lapic_state(vcpu_id)
+        return self._vcpus.get_lapic_state(vcpu_id)
 
     @override
     def set_lapic_state(self, vcpu_id: int, state: LapicState) -> None:
-        self._shared.vcpus.set_lapic_state(vcpu_id, state)
-
-    @override
-    def get_pit(self) -> PitState:
-        return self._shared.vm.get_pit()
-
-    @override
-    def set_pit(self, state: PitState) -> None:
-        vm = self._shared.vm
-        check_pit(state, subject=NAME)
-        vm.set_pit(state)
+        self._vcpus.set_lapic_state(vcpu_id, state)
 
     @override
     def lapic_frequency(self) -> int:
-        self._check_open()
         return LAPIC_FREQUENCY
 
     @override
     def pit_uses_speaker_port(self) -> bool:
-        self._check_open()
         return False  # on no bus: KVM answers port 0x61 itself, as with KVM_PIT_SPEAKER_DUMMY
 
     @override
     def lapics_in_hypervisor(self) -> bool:
-        self._check_open()
         return True
 
     @override
     def snapshot_chip_specific(self) -> KernelChipState:
-        shared = self._shared
-        return KernelChipState(tuple(shared.routes), shared.vcpus.interrupt_bitmaps())
+        return KernelChipState(tuple(self._routes.table), self._vcpus.interrupt_bitmaps())
 
     @override
     def check_chip_specific(self, data: Any, vcpu_count: int) -> None:
-        shared = self._shared
-        shared.vcpus.check_chip_specific(data, KernelChipState, vcpu_count)
-        shared.routes.replaced(data.routes)  # raises if they are none
+        self._vcpus.check_chip_specific(data, KernelChipState, vcpu_count)
+        self._routes.table.replaced(data.routes)  # raises if they are none
 
     @override
     def restore_chip_specific(self, data: Any) -> None:
-        vcpus = self._shared.vcpus
-        self.check_chip_specific(data, len(vcpus))
+        self.check_chip_specific(data, len(self._vcpus))
         self.set_irq_routes(data.routes)
-        vcpus.set_interrupt_bitmaps(data.interrupt_bitmaps)
+        self._vcpus.set_interrupt_bitmaps(data.interrupt_bitmaps)

@@ -1,8 +1,7 @@
-"""`KvmSplitIrqChip`: local APICs are in the Linux kernel; PICs, IOAPIC, PIT and everybody's lines are a `Board`.
+"""`KvmSplitIrqChip`: local APICs are in the Linux kernel; PICs, IOAPIC, PIT and the lines are a `Chipset`.
 
-What passes between the two: messages go to KVM at once (KVM_SIGNAL_MSI); EOIs of level-triggered ones come back as
-`IoapicEoiExit` (see `kernel_routes`); the PICs' vectors go to vCPU 0 (see `pic_output`). Edge events on GSIs that
-carry a message go to the kernel as irqfds; all other events are served here. The locks are the board's.
+What passes between the two is `KernelApics`'. Edge events on GSIs that carry a message go to the kernel as irqfds; all
+other events are served here.
 
 Left out, as KVM's local APICs do not have it: ExtINT as a message, and LINT0 in another mode than ExtINT.
 """
@@ -24,15 +23,14 @@ from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSour
 from irqchip_core.hookspecs import Probe
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute, MsiSource, PinSource, RoutingTable
 from irqchip_core.vcpu import Vcpu, Vm
-from irqchip_core.x86.board_chip import BoardChip
-from irqchip_core.x86.msi import Message, encode_msi
+from irqchip_core.x86.chipset.chip import ChipsetIrqChip
+from irqchip_core.x86.chipset.chipset import Chipset
 from irqchip_core.x86.state import MAXIMUM_PINS, LapicState
 from irqchip_kvm import Irqfds, KvmVm, VcpuSlots
 from irqchip_kvm.abi import Cap
 from irqchip_kvm.irqfds import Irqfd
 from irqchip_kvm.vcpu_slots import lapic_capabilities, probe_vm
-from irqchip_kvm_split.kernel_routes import KernelRoutes
-from irqchip_kvm_split.pic_output import PicOutput
+from irqchip_kvm_split.apics import KernelApics
 
 NAME = "kvm_split"
 
@@ -58,15 +56,15 @@ class SplitChipState:
     Attributes:
         routes: The routing table.
         interrupt_bitmaps: Of each vCPU, as a bit, the vector that is injected but not yet delivered.
-        untaken: Vector that the PICs have in service and vCPU 0 has not begun to take; None if there is none.
+        pending_extint: Vector that the PICs have in service and vCPU 0 has not begun to take; None if there is none.
     """
 
     routes: tuple[IrqRoute, ...]
     interrupt_bitmaps: tuple[int, ...]
-    untaken: int | None
+    pending_extint: int | None
 
 
-class KvmSplitIrqChip(BoardChip):
+class KvmSplitIrqChip(ChipsetIrqChip):
     """The chip on both sides.
 
     Args:
@@ -95,96 +93,73 @@ class KvmSplitIrqChip(BoardChip):
         vm.enable_x2apic_api()
         self._vm = vm
         self._irqfds = Irqfds(vm)
-        super().__init__(pins, lapic_capabilities(vm), clock if clock is not None else vm.clock)
-        self._pic_output = PicOutput(self._board)
-        self._kernel_routes = KernelRoutes(vm, self._board.ioapic)
+        chipset = Chipset(NAME, clock if clock is not None else vm.clock, pins)
+        chipset.apics = self._apics = KernelApics(vm, chipset)
+        super().__init__(chipset, lapic_capabilities(vm))
 
     @override
-    def _disconnect(self) -> None:
+    def _release(self) -> None:
         self._irqfds.close()
-
-    # Between the board and KVM
-
-    @override
-    def _deliver(self, message: Message) -> bool:
-        return self._vm.signal_msi(*encode_msi(message))
-
-    @override
-    def _interrupt_line_changed(self, level: bool) -> None:
-        self._pic_output.changed(level)
-
-    @override
-    def _entries_changed(self) -> None:
-        self._kernel_routes.entries_changed()
-
-    @override
-    def _commit_routes(self, routes: RoutingTable) -> None:
-        self._kernel_routes.routes_changed(routes)
+        super()._release()
 
     # vCPUs: the kernel halts, waits and wakes.
 
     @override
     def add_vcpu(self, vcpu_id: int, vcpu: Vcpu) -> None:
-        self._check_open()
         added = self._vcpus.add(vcpu_id, vcpu)
         if vcpu_id == 0:
-            self._pic_output.connect(added)
+            self._apics.pic_output.connect(added)
 
     @override
     def inject_interrupts(self, vcpu: Vcpu) -> None:
-        self._check_open()
         own = self._vcpus.own(vcpu)
         if own.id == 0:
-            self._pic_output.inject(own)
+            self._apics.pic_output.inject(own)
 
     @override
     def halted(self, vcpu_id: int) -> None:
-        self._check_open()
         _ = self._vcpus[vcpu_id]
 
     @override
     def wait_until_runnable(self, vcpu: Vcpu) -> VcpuRunState:
-        self._check_open()
         self._vcpus.own(vcpu)
         return VcpuRunState.RUNNABLE
 
     @override
     def kick_halted_vcpus(self) -> None:
-        self._check_open()
+        """Nothing: a halted vCPU sleeps in the kernel, and comes out by its own kick."""
 
     @override
     def get_mp_state(self, vcpu_id: int) -> MPState:
-        self._check_open()
         return self._vcpus.get_mp_state(vcpu_id)
 
     @override
     def set_mp_state(self, vcpu_id: int, state: MPState) -> None:
-        self._check_open()
         self._vcpus.set_mp_state(vcpu_id, state)
-        self._pic_output.look_again()
+        self._apics.pic_output.look_again()
 
-    # Events: the kernel's if nothing but a message can come of them, else the board's.
+    # Events: the kernel's if nothing but a message can come of them, else the chipset's.
 
     @override
     def _connect_event(
         self, gsi: int, event: IrqEdgeEvent | IrqLevelEvent, source: IrqEventSource
     ) -> IrqEventIndex | None:
-        with self._board.routes_lock:
-            sources = self._board.routes[gsi]
+        with self._chipset.routes_lock:
+            sources = self._chipset.lines.routes[gsi]
             level = isinstance(event, IrqLevelEvent)
             trigger = event.get_trigger()
             if level and _has_message(sources):
                 raise InvalidArgument(
-                    f"GSI {gsi} carries a message, whose end nobody tells",
+                    f"GSI {gsi} carries a message, whose end no controller sees",
                     subject=NAME,
                     argument="irq",
                     remedy="route the GSI to a pin of the IOAPIC or the PICs, or use an edge event",
                 )
-            # The kernel takes every signal of what it listens to, and would leave none for the board.
-            if level or gsi < self._board.ioapic.pins or _has_pin(sources):
+            # The kernel takes every signal of what it listens to, and would leave none for the chipset.
+            if level or gsi < self._chipset.ioapic.pins or _has_pin(sources):
                 self._check_unused(trigger, self._irqfds.connections(), "the kernel listens")
-                return self._board.register(gsi, event, source)
-            self._check_unused(trigger, self._board.events.slots(), "the chip listens")
+                return self._chipset.register(gsi, event, source)
+            self._check_unused(trigger, self._chipset.events.slots(), "the chip listens")
             self._irqfds.connect(gsi, event, source)
             return None
 
@@ -200,11 +175,11 @@ class KvmSplitIrqChip(BoardChip):
 
     @override
     def _disconnect_event(self, gsi: int, trigger: Event) -> bool:
-        with self._board.routes_lock:
-            return self._irqfds.disconnect(gsi, trigger) or self._board.unregister(gsi, trigger)
+        with self._chipset.routes_lock:
+            return self._irqfds.disconnect(gsi, trigger) or self._chipset.unregister(gsi, trigger)
 
     @override
-    def _change_routes(self, change: Callable[[RoutingTable], RoutingTable]) -> None:
+    def _change_routes(self, change: Callable[[RoutingTable], RoutingTable]) -> RoutingTable:
         taken_over: list[tuple[int, IrqEventSource, IrqEventIndex]] = []
 
         def checked(old: RoutingTable) -> RoutingTable:
@@ -214,28 +189,28 @@ class KvmSplitIrqChip(BoardChip):
             return routes
 
         try:
-            super()._change_routes(checked)
+            return super()._change_routes(checked)
         finally:
             for gsi, source, index in taken_over:
                 self.observers.event_registered(self, gsi, source, index)
 
     def _check_level_events(self, routes: RoutingTable) -> None:
-        for slot in self._board.events.slots():
+        for slot in self._chipset.events.slots():
             if slot.resample is not None and _has_message(routes[slot.gsi]):
                 device = slot.source.device_name
                 raise InvalidRoute(
-                    f"{device} has a level event on GSI {slot.gsi}, and nobody tells the end of a message",
+                    f"{device} has a level event on GSI {slot.gsi}, and no controller sees the end of a message",
                     subject=NAME,
                     argument="route",
                     remedy="unregister the event first, or route another GSI",
                 )
 
     def _take_over(self, routes: RoutingTable, taken: list[tuple[int, IrqEventSource, IrqEventIndex]]) -> None:
-        """Serve the irqfds of GSIs that are about to have pins here: only the board can drive those."""
+        """Serve the irqfds of GSIs that are about to have pins here: only the chipset can drive those."""
         for irqfd in self._irqfds.connections():
             if _has_pin(routes[irqfd.gsi]):
-                # In this order: until the kernel lets go it takes each signal, and from then on the board does.
-                index = self._board.events.append(irqfd.gsi, IrqEdgeEvent(irqfd.trigger), irqfd.source)
+                # In this order: until the kernel lets go it takes each signal, and from then on the chipset does.
+                index = self._chipset.events.append(irqfd.gsi, IrqEdgeEvent(irqfd.trigger), irqfd.source)
                 taken.append((irqfd.gsi, irqfd.source, index))
                 self._irqfds.disconnect(irqfd.gsi, irqfd.trigger)
 
@@ -243,42 +218,37 @@ class KvmSplitIrqChip(BoardChip):
 
     @override
     def get_lapic_state(self, vcpu_id: int) -> LapicState:
-        self._check_open()
         return self._vcpus.get_lapic_state(vcpu_id)
 
     @override
     def set_lapic_state(self, vcpu_id: int, state: LapicState) -> None:
-        self._check_open()
         self._vcpus.set_lapic_state(vcpu_id, state)
-        self._pic_output.look_again()
+        self._apics.pic_output.look_again()
 
     @override
     def lapics_in_hypervisor(self) -> bool:
-        self._check_open()
         return True
 
     @override
     def snapshot_chip_specific(self) -> SplitChipState:
-        self._check_open()
         return SplitChipState(
-            routes=tuple(self._board.routes),
+            routes=tuple(self._chipset.lines.routes),
             interrupt_bitmaps=self._vcpus.interrupt_bitmaps(),
-            untaken=self._pic_output.untaken(),
+            pending_extint=self._apics.pic_output.pending_extint(),
         )
 
     @override
     def check_chip_specific(self, data: Any, vcpu_count: int) -> None:
-        self._check_open()
         self._vcpus.check_chip_specific(data, SplitChipState, vcpu_count)
-        if data.untaken is not None:
-            check_int(data.untaken, 0, 0xFF, subject=NAME, argument="chip_specific.untaken")
-        self._check_level_events(self._board.routes.replaced(data.routes))  # raises if they are none, too
+        if data.pending_extint is not None:
+            check_int(data.pending_extint, 0, 0xFF, subject=NAME, argument="chip_specific.pending_extint")
+        self._check_level_events(self._chipset.lines.routes.replaced(data.routes))  # raises if they are none, too
 
     @override
     def restore_chip_specific(self, data: Any) -> None:
         self.check_chip_specific(data, len(self._vcpus))
         self.set_irq_routes(data.routes)
-        self._pic_output.restore(data.untaken)
+        self._apics.pic_output.restore(data.pending_extint)
         self._vcpus.set_interrupt_bitmaps(data.interrupt_bitmaps)
 
 

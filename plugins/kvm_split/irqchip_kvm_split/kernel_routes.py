@@ -24,7 +24,7 @@ from irqchip_kvm import KvmVm
 
 
 class KernelRoutes:
-    """What KVM was told. For use with the IOAPIC's lock.
+    """The routes that KVM has. For use with the chipset's lock.
 
     Args:
         vm: A VM with a split chip that has as many reserved pins as `ioapic`, and no routes.
@@ -39,42 +39,49 @@ class KernelRoutes:
         self._ioapic = ioapic
         self._pins: list[IrqRoute | None] = [None] * ioapic.pins
         self._messages: list[IrqRoute] = []
+        self._changed = 0  # pins, as bits, whose entries KVM has not accepted yet
         self.updates = 0
 
-    def entries_changed(self) -> None:
-        """Follow the redirection entries: one update if there is something that KVM must know, otherwise none.
+    def entries_changed(self, changed: int) -> None:
+        """Follow redirection entries: one update if there is something that KVM must have, otherwise none.
 
-        To be called when the guest has written one, and when an interrupt has ended. KVM need not know yet of a masked
-        entry, and not any more that there was another route for it: that only costs exits.
+        KVM need not have a masked entry yet, and may have another route for it still: that only costs exits.
+
+        Args:
+            changed: The pins, as bits.
         """
-        pins = self._pin_routes()
-        if any(
-            new != old and (new is not None or not entry & MASKED)
-            for new, old, entry in zip(pins, self._pins, self._ioapic.entries, strict=True)
-        ):
-            self._update(pins, self._messages)
+        self._changed |= changed
+        left = self._changed
+        while left:
+            pin = left.bit_length() - 1
+            left ^= 1 << pin
+            new = self._pin_route(pin)
+            if new != self._pins[pin] and (new is not None or not self._ioapic.entries[pin] & MASKED):
+                self._update(self._messages)
+                return
+        self._changed = 0
 
     def routes_changed(self, routes: RoutingTable) -> None:
         """Follow the chip's routes. Raises what `KvmVm.set_gsi_routing` raises, and then KVM has the old ones."""
         messages = [route for route in routes if route.gsi >= self._ioapic.pins and _is_message(route)]
         if messages != self._messages:
-            self._update(self._pin_routes(), messages)
+            self._update(messages)
 
-    def _pin_routes(self) -> list[IrqRoute | None]:
-        return [
-            _pin_route(pin, sent if entry & REMOTE_IRR else entry)
-            for pin, (entry, sent) in enumerate(zip(self._ioapic.entries, self._ioapic.sent, strict=True))
-        ]
+    def _pin_route(self, pin: int) -> IrqRoute | None:
+        entry = self._ioapic.entries[pin]
+        return _route_of(pin, self._ioapic.sent[pin] if entry & REMOTE_IRR else entry)
 
-    def _update(self, pins: list[IrqRoute | None], messages: list[IrqRoute]) -> None:
+    def _update(self, messages: list[IrqRoute]) -> None:
         self.updates += 1
+        pins = [self._pin_route(pin) for pin in range(self._ioapic.pins)]
         self._vm.set_gsi_routing([*(route for route in pins if route is not None), *messages])
         self._pins, self._messages = pins, messages
+        self._changed = 0
 
 
 @lru_cache(maxsize=1024)
-def _pin_route(pin: int, entry: int) -> IrqRoute | None:
-    """What KVM must know of a redirection entry now: None if there is no EOI to wait for."""
+def _route_of(pin: int, entry: int) -> IrqRoute | None:
+    """The route that KVM must have for a redirection entry; None if there is no EOI to wait for."""
     if entry & MASKED:
         return None
     message = decode_redirection_entry(entry)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 
-from irqchip_core.x86.board import Board
+from irqchip_core.x86.chipset.chipset import Chipset
 from irqchip_kvm import KvmVcpu
 
 
@@ -21,19 +21,19 @@ class PicOutput:
     """INT of the primary PIC, wired to LINT0 of vCPU 0.
 
     Args:
-        board: Where the PICs are. Its `lock` guards all this.
+        chipset: Where the PICs are. Its `lock` guards all this.
     """
 
-    def __init__(self, board: Board) -> None:
-        self._board = board
+    def __init__(self, chipset: Chipset) -> None:
+        self._chipset = chipset
         self._vcpu: KvmVcpu | None = None
-        self._thread = 0  # who runs the vCPU, by threading.get_ident()
+        self._thread = 0  # which runs the vCPU, by threading.get_ident()
         self._kicked = False
         self._acknowledged: int | None = None  # what the PICs have given and KVM has not taken
 
     def connect(self, vcpu: KvmVcpu) -> None:
         """This is vCPU 0 from now on."""
-        with self._board.lock:
+        with self._chipset.lock:
             self._vcpu = vcpu
             self._thread = 0
             self._kicked = False
@@ -48,7 +48,7 @@ class PicOutput:
 
     def inject(self, vcpu: KvmVcpu) -> None:
         """Give the vCPU what the PICs have for it, or ask for an interrupt window. On its thread, not in the guest."""
-        with self._board.lock:
+        with self._chipset.lock:
             self._kicked = False  # what comes from now on must kick again
             self._thread = threading.get_ident()
             if self._waits():
@@ -58,38 +58,37 @@ class PicOutput:
                 elif vcpu.ready_for_interrupt():
                     self._give(vcpu)
             vcpu.set_interrupt_window_requested(self._waits())
-        self._board.settle_pics()
 
     def _waits(self) -> bool:
-        return self._acknowledged is not None or self._board.pic.interrupt_requested
+        return self._acknowledged is not None or self._chipset.pic.interrupt_requested
 
     def _give(self, vcpu: KvmVcpu) -> None:
         if self._acknowledged is None:
-            self._acknowledged = self._board.pic.acknowledge()
-            self._board.update_interrupt_line()
+            self._acknowledged, effects = self._chipset.pic.acknowledge()
+            self._chipset.carry_out(effects)
         vcpu.interrupt(self._acknowledged)
         self._acknowledged = None
 
     def look_again(self) -> None:
         """State of the vCPU was set from outside: what waits for it may be for it to take now."""
-        with self._board.lock:
+        with self._chipset.lock:
             if self._vcpu is not None and self._waits():
                 self._vcpu.kick()
 
-    def untaken(self) -> int | None:
+    def pending_extint(self) -> int | None:
         """The vector that the PICs have in service and the guest has not begun to take. While the vCPU is stopped."""
-        with self._board.lock:
+        with self._chipset.lock:
             if self._acknowledged is not None or self._vcpu is None:
                 return self._acknowledged
             return self._queued()
 
-    def restore(self, untaken: int | None) -> None:
+    def restore(self, pending_extint: int | None) -> None:
         """Go on where another one was, or this one. Before other state of the vCPU is set.
 
         KVM gives no vector back. One that it has for this vCPU already is the one to restore, or comes in addition.
         """
-        with self._board.lock:
-            self._acknowledged = None if untaken == self._queued() else untaken
+        with self._chipset.lock:
+            self._acknowledged = None if pending_extint == self._queued() else pending_extint
         self.look_again()
 
     def _queued(self) -> int | None:

@@ -1,12 +1,8 @@
-"""Where guests find their local APICs' register pages: at one address for all, until they move theirs.
-
-What an access does is the chip's; here is only which local APIC it is for.
-"""
+"""The register pages of the local APICs on the MMIO bus: one address for all, until guests move theirs."""
 
 from __future__ import annotations
 
 import contextlib
-import threading
 from typing import TYPE_CHECKING
 
 from typing_extensions import override
@@ -17,24 +13,29 @@ from irqchip_core.x86.lapic_registers import APIC_BASE_RESET
 from irqchip_core.x86.state import LAPIC_BASE
 
 if TYPE_CHECKING:
-    from irqchip_userspace.chip import UserspaceIrqChip
+    from irqchip_userspace.apics import UserspaceApics
 
 LAPIC_LENGTH = 0x1000
 APIC_BASE_ADDRESS = ~0xFFF
 
 
 class LapicPages(BusDevice):
-    """The register pages of the local APICs: one address for all, until guests move theirs."""
+    """The pages.
+
+    Args:
+        apics: The local APICs.
+        bus: The MMIO bus, on which this is at `LAPIC_BASE`.
+    """
 
     debug_label = "userspace local APICs"
     self_synchronized = True
 
-    def __init__(self, chip: UserspaceIrqChip, bus: Bus) -> None:
-        self._chip = chip
+    def __init__(self, apics: UserspaceApics, bus: Bus) -> None:
+        count = len(apics.processors)
+        self._apics = apics
         self._bus = bus
-        self._lock = threading.Lock()  # of the two below, for those who change them
-        self._bases = {LAPIC_BASE: len(chip._processors)}  # by address: how many local APICs are there
-        self._base_of = [APIC_BASE_RESET & APIC_BASE_ADDRESS] * len(chip._processors)
+        self._bases = {LAPIC_BASE: count}  # by address: how many local APICs are there
+        self._base_of = [APIC_BASE_RESET & APIC_BASE_ADDRESS] * count
 
     def _is_its_own(self, access: Access) -> bool:
         bases = self._base_of
@@ -44,26 +45,25 @@ class LapicPages(BusDevice):
     def read(self, access: Access) -> int:
         if not self._is_its_own(access):
             return (1 << 8 * access.size) - 1
-        return self._chip._read_lapic(access.vcpu_id, access.offset, access.size)
+        return self._apics.read(access.vcpu_id, access.offset, access.size)
 
     @override
     def write(self, access: Access, value: int) -> None:
         if self._is_its_own(access):
-            self._chip._write_lapic(access.vcpu_id, access.offset, access.size, value)
+            self._apics.write(access.vcpu_id, access.offset, access.size, value)
 
     def follow(self, apic_id: int, apic_base: int) -> None:
-        """The guest wrote IA32_APIC_BASE. A place that another device has keeps that device."""
+        """IA32_APIC_BASE has changed. A place that another device has keeps that device. With the chipset's lock."""
         new, old = apic_base & APIC_BASE_ADDRESS, self._base_of[apic_id]
         if new == old:
             return
-        with self._lock:
-            self._base_of[apic_id] = new
-            self._bases[old] -= 1
-            if not self._bases[old]:
-                del self._bases[old]
-                if any(base == old and device is self for base, _, device in self._bus.devices()):
-                    self._bus.remove(old)
-            self._bases[new] = self._bases.get(new, 0) + 1
-            if self._bases[new] == 1:
-                with contextlib.suppress(InvalidArgument):
-                    self._bus.insert(self, new, LAPIC_LENGTH)
+        self._base_of[apic_id] = new
+        self._bases[old] -= 1
+        if not self._bases[old]:
+            del self._bases[old]
+            if any(base == old and device is self for base, _, device in self._bus.devices()):
+                self._bus.remove(old)
+        self._bases[new] = self._bases.get(new, 0) + 1
+        if self._bases[new] == 1:
+            with contextlib.suppress(InvalidArgument):
+                self._bus.insert(self, new, LAPIC_LENGTH)

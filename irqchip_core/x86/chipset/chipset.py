@@ -1,0 +1,417 @@
+"""`Chipset`: PICs, IOAPIC, PIT and the lines between them and devices, under one lock.
+
+The parts decide, and answer with effects; here these are carried out, one after another, until there are none left.
+Where messages go, and the PICs' INT, is the business of the local APICs on the other side (`LocalApics`)::
+
+    device's event ─┐                                ┌─► Pic ──► IntChanged ─┐
+    service_irq ────┼─► Lines ──► DriveLine, DrivePin┤                       ├─► LocalApics
+                    │     ▲                          └─► Ioapic ─► Message ──┘       │
+    Resample ◄──────┼─────┴── LineEnded, PinEnded ◄── guest's EOI                    │
+                    └────────────────────────────────────────── EoiBroadcast ◄───────┘
+
+Two locks, taken in this order:
+
+1. `routes_lock`: who connects what. Held while routes change, and while a chip registers events according to them.
+2. `lock`: all else here, and whatever the chip adds. Held for microseconds; on a chip that has to pass redirection
+   entries on to a hypervisor, for as long as that takes.
+
+An event that drives an input waits a moment for `lock`, and then it is delayed (`DelayingLock`). A message has nothing
+to do with the controllers: it is never delayed, and waits for no access to them where the local APICs are
+`LocalApics.lock_free`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from irqchip_core.bus import Bus
+from irqchip_core.clock import Clock
+from irqchip_core.event_table import EventSlot, EventTable
+from irqchip_core.events import (
+    Event,
+    IrqEdgeEvent,
+    IrqEventIndex,
+    IrqEventSource,
+    IrqLevelEvent,
+    PlatformDeviceId,
+)
+from irqchip_core.routes import X86_PINS, IrqSourceChip, RoutingTable, default_routes
+from irqchip_core.x86.chipset.devices import IOAPIC_LENGTH, PIC_RANGES, PIT_RANGES, IoapicPage, PicPorts, PitPorts
+from irqchip_core.x86.chipset.lines import Lines
+from irqchip_core.x86.counters import GsiCount
+from irqchip_core.x86.effects import (
+    DriveLine,
+    DrivePin,
+    Effects,
+    EntriesChanged,
+    EoiBroadcast,
+    IntChanged,
+    LineEnded,
+    PinEnded,
+    Resample,
+    TimerRose,
+    WakeAt,
+)
+from irqchip_core.x86.finalization import Place
+from irqchip_core.x86.ioapic import Ioapic
+from irqchip_core.x86.msi import Message
+from irqchip_core.x86.pic import CASCADE, Pic
+from irqchip_core.x86.pit import Pit
+from irqchip_core.x86.state import IOAPIC_BASE, IoapicState, PicSelect, PicState, PitState
+
+TIMER_GSI = 0
+TIMER_SOURCE = IrqEventSource(PlatformDeviceId.PIT, 0, "userspace PIT")
+DELAY_SECONDS = 0.001
+"""How long a signal waits for a chipset that is busy before it is delayed."""
+
+
+class LocalApics(Protocol):
+    """The local APICs of a machine, as its chipset sees them. All is called with the chipset's lock held.
+
+    Attributes:
+        lock_free: `deliver` may also be called without the lock: the local APICs are the hypervisor's.
+    """
+
+    lock_free: bool
+
+    def deliver(self, message: Message) -> bool:
+        """Send a message of the IOAPIC, or of a route; False if no local APIC accepts it."""
+        ...
+
+    def int_changed(self, high: bool) -> None:
+        """The PICs' INT output, wired to LINT0 of the boot processor, has changed."""
+        ...
+
+    def entries_changed(self, pins: int) -> None:
+        """Redirection entries of these pins, as bits, have changed. Comes before anything is sent by them."""
+        ...
+
+    def commit_routes(self, routes: RoutingTable) -> None:
+        """The routing table that is to be the next one. An error leaves the routes as they are."""
+        ...
+
+    def expire(self, now: int) -> int | None:
+        """Let timers catch up with the time; when to do that again, None for never."""
+        ...
+
+
+class DelayingLock:
+    """A lock, and the signals that found it taken.
+
+    ::
+
+        signal ── lock is free ──────────────► served
+           └───── taken, for DELAY_SECONDS ──► delayed ── try again ── free ───► release
+                                                            └── taken: its holder releases
+        release ── nothing delayed ──► done
+           └────── delayed ──► trigger ──► process_delayed serves them
+
+    The order keeps every signal: it is in `delayed` before the second try, and `release` looks there after it has let
+    go. So whoever lets go last sees it; until then the trigger is not readable, and nothing spins.
+
+    Attributes:
+        delayed: The signals: index of an event, and how often it was signalled.
+        trigger: Readable when there are some and the lock was free.
+        acquire: As of `threading.Lock`.
+    """
+
+    __slots__ = ("_mutex", "acquire", "delayed", "trigger")
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self.acquire = self._mutex.acquire
+        self.delayed: deque[tuple[IrqEventIndex, int]] = deque()
+        self.trigger = Event()
+
+    def release(self) -> None:
+        self._mutex.release()
+        if self.delayed:
+            self.trigger.signal()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+
+class Chipset:
+    """The parts.
+
+    Args:
+        name: Of the chip, for error messages.
+        clock: Where PIT and IOAPIC have their time from.
+        pins: Number of inputs of the IOAPIC, 24 to 240.
+
+    Attributes:
+        lock, routes_lock: See above.
+        pic, ioapic, pit, lines: The parts. Use them with `lock` only.
+        events: The event table.
+    """
+
+    apics: LocalApics
+    """The other side. To be set before anything else is done."""
+
+    def __init__(self, name: str, clock: Clock, pins: int) -> None:
+        self.name = name
+        self.clock = clock
+        self.lock = DelayingLock()
+        self.routes_lock = threading.Lock()
+        self.pic = Pic()
+        self.ioapic = Ioapic(pins)
+        self.pit = Pit(clock.now())
+        controllers = {**X86_PINS, IrqSourceChip.IOAPIC: pins}
+        self.lines = Lines(RoutingTable(default_routes(pins), pins=controllers, subject=name))
+        self.events = EventTable()
+        self._timer = IrqEdgeEvent()
+        self.events.append(TIMER_GSI, self._timer, TIMER_SOURCE)
+        self._alarm = clock.alarm(self._expire)
+        self._alarm_at: int | None = None
+        self._expiring = False
+        self._carriers: dict[type[NamedTuple], Callable[[Any], object]] = {
+            Message: self._message,
+            DriveLine: lambda effect: self.carry_out(self.pic.set_line(*effect)),
+            DrivePin: lambda effect: self.carry_out(self.ioapic.set_line(*effect)),
+            Resample: lambda effect: self.events.resample(effect.gsi),
+            IntChanged: lambda effect: self.apics.int_changed(effect.high),
+            LineEnded: lambda effect: self.carry_out(self.lines.line_ended(*effect)),
+            PinEnded: lambda effect: self.carry_out(self.lines.pin_ended(effect.pin)),
+            EntriesChanged: lambda effect: self.apics.entries_changed(effect.pins),
+            EoiBroadcast: self._eoi_broadcast,
+            TimerRose: lambda effect: self._timer.trigger(),
+            WakeAt: lambda effect: self.wake_at(effect.time),
+        }
+
+    # Effects
+
+    def carry_out(self, effects: Effects) -> None:
+        """Do what the parts want done, and what comes of that. With `lock`.
+
+        All is done, whatever fails; the first error is raised in the end.
+        """
+        failure: Exception | None = None
+        carriers = self._carriers
+        for effect in effects:
+            try:
+                carriers[type(effect)](effect)
+            except Exception as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def _message(self, message: Message) -> None:
+        if not self.apics.deliver(message):
+            self.ioapic.refused(message)
+
+    def _eoi_broadcast(self, effect: EoiBroadcast) -> None:
+        self.carry_out(self.ioapic.end_of_interrupt(effect.vector, self.clock.now()))
+
+    # Events
+
+    def register(self, gsi: int, event: IrqEdgeEvent | IrqLevelEvent, source: IrqEventSource) -> IrqEventIndex:
+        """Add to the event table."""
+        with self.lock:
+            index = self.events.append(gsi, event, source)
+            if isinstance(event, IrqLevelEvent):
+                self.lines.add_level_event(gsi)
+                self._resample_lines_changed()
+        return index
+
+    def unregister(self, gsi: int, trigger: Event) -> bool:
+        """Take out of the event table; False if it is not there. The last level event of a GSI releases it."""
+        slot = self.events.remove(gsi, trigger)
+        if slot is None:
+            return False
+        if slot.resample is not None:
+            with self.lock:
+                effects = self.lines.remove_level_event(gsi)
+                self._resample_lines_changed()
+                self.carry_out(effects)
+        slot.close()
+        return True
+
+    def _resample_lines_changed(self) -> None:
+        self.pic.resample_lines = self.lines.resample_lines
+        self.ioapic.resample_lines = self.lines.resample_pins
+
+    def service_event(self, index: IrqEventIndex) -> None:
+        """Serve a token. An event that is not signalled any more does nothing."""
+        slot, signals = self.events.take(index, subject=self.name)
+        if slot is None or not signals:
+            return
+        if slot.resample is None and self.lines.messages(slot.gsi):
+            self._send(slot.gsi, lambda: self.lines.edge(slot.gsi, signals))
+            return
+        lock = self.lock
+        if lock.acquire(timeout=DELAY_SECONDS):
+            try:
+                self._signalled(index, slot, signals)
+            finally:
+                lock.release()
+        else:
+            lock.delayed.append((index, signals))
+            if lock.acquire(blocking=False):
+                lock.release()
+
+    def process_delayed(self) -> None:
+        """Serve the events that found the chipset busy, unless it still is: then the trigger will be readable again."""
+        lock = self.lock
+        lock.trigger.reset()
+        if not lock.acquire(timeout=DELAY_SECONDS):
+            return
+        try:
+            delayed: dict[IrqEventIndex, int] = {}
+            while lock.delayed:
+                index, signals = lock.delayed.popleft()
+                delayed[index] = delayed.get(index, 0) + signals
+            for index, signals in delayed.items():
+                if (slot := self.events.slot(index)) is not None:
+                    self._signalled(index, slot, signals)
+        finally:
+            lock.release()
+
+    def delayed_token(self) -> Event:
+        """A clone of what is readable while events are delayed and the chipset is not busy."""
+        return self.lock.trigger.clone()
+
+    def _signalled(self, index: IrqEventIndex, slot: EventSlot, signals: int) -> None:
+        """An event was signalled: one interrupt. With `lock`."""
+        if self.events.slot(index) is not slot:
+            return  # unregistered meanwhile: it would assert a line that no one lowers
+        if slot.resample is None:
+            self.carry_out(self.lines.edge(slot.gsi, signals))
+        else:
+            self.carry_out(self.lines.level(slot.gsi, signals))
+
+    # Lines and routes
+
+    def service_irq(self, gsi: int, level: bool) -> None:
+        """Drive a GSI directly; a message is sent when `level` is true."""
+        if level and self.lines.messages(gsi):
+            self._send(gsi, lambda: self.lines.drive(gsi, True))
+            return
+        with self.lock:
+            self.carry_out(self.lines.drive(gsi, level))
+
+    def _send(self, gsi: int, asserted: Callable[[], Effects]) -> None:
+        """Send the messages of a GSI that is asserted; `asserted` gives them once more, and counts them."""
+        if self.apics.lock_free:
+            for message in self.lines.messages(gsi):
+                self.apics.deliver(message)
+        with self.lock:
+            effects = asserted()
+            if self.apics.lock_free:
+                effects = tuple(effect for effect in effects if not isinstance(effect, Message))
+            self.carry_out(effects)
+
+    def broadcast_eoi(self, vector: int) -> None:
+        """A local APIC ended level-triggered interrupt `vector`."""
+        with self.lock:
+            self.carry_out(self.ioapic.end_of_interrupt(vector, self.clock.now()))
+
+    def change_routes(self, change: Callable[[RoutingTable], RoutingTable]) -> RoutingTable:
+        """Replace all routes by what `change` makes of them, and return that.
+
+        What `change` or `LocalApics.commit_routes` raises leaves everything as it was.
+        """
+        with self.routes_lock:
+            routes = change(self.lines.routes)
+            with self.lock:
+                self.apics.commit_routes(routes)
+                effects = self.lines.change_routes(routes)
+                self._resample_lines_changed()
+                self.carry_out(effects)
+        return routes
+
+    def gsi_counts(self) -> tuple[GsiCount, ...]:
+        """What was raised so far."""
+        slots = self.events.slots()
+        with self.lock:
+            raised, coalesced = dict(self.lines.raised), dict(self.lines.coalesced)
+        names: dict[int, list[str]] = {}
+        for slot in slots:
+            names.setdefault(slot.gsi, []).append(slot.source.device_name)
+        return tuple(
+            GsiCount(gsi, tuple(names.get(gsi, ())), raised[gsi], coalesced.get(gsi, 0)) for gsi in sorted(raised)
+        )
+
+    # Time
+
+    def start(self) -> None:
+        """Let time count from now on."""
+        self._alarm.start()
+
+    def wake_at(self, when: int | None) -> None:
+        """Let timers catch up at `when`, or earlier. With `lock`."""
+        if when is not None and (self._alarm_at is None or when < self._alarm_at):
+            self._alarm_at = when
+            if not self._expiring:
+                self._alarm.set(when)
+
+    def _expire(self) -> None:
+        with self.lock:
+            now = self.clock.now()
+            self._alarm_at, self._expiring = None, True
+            try:
+                self.carry_out((*self.ioapic.expire(now), *self.pit.expire(now)))
+                self.wake_at(self.ioapic.wake_at)
+                self.wake_at(self.apics.expire(now))
+            finally:
+                self._expiring = False
+                if self._alarm_at is not None:
+                    self._alarm.set(self._alarm_at)
+
+    # Buses
+
+    def places(self, io_bus: Bus, mmio_bus: Bus) -> list[Place]:
+        """Where guests find the parts."""
+        return [
+            *((io_bus, PicPorts(self), base, length) for base, length in PIC_RANGES),
+            *((io_bus, PitPorts(self), base, length) for base, length in PIT_RANGES),
+            (mmio_bus, IoapicPage(self), IOAPIC_BASE, IOAPIC_LENGTH),
+        ]
+
+    # State
+
+    def get_pic_state(self, select: PicSelect) -> PicState:
+        with self.lock:
+            return self.pic.state(select)
+
+    def set_pic_state(self, select: PicSelect, state: PicState) -> None:
+        with self.lock:
+            self.carry_out(self.pic.set_state(select, state))
+
+    def get_ioapic_state(self) -> IoapicState:
+        with self.lock:
+            return self.ioapic.state(self.clock.now())
+
+    def set_ioapic_state(self, state: IoapicState) -> None:
+        """Set it. High inputs, those of the PICs too, count as asserted by any of their devices from now on."""
+        with self.lock:
+            effects = self.ioapic.set_state(state, self.clock.now())
+            primary, secondary = (self.pic.state(select).last_irr for select in PicSelect)
+            # The cascade's level is the secondary's INT, no device's.
+            self.lines.restore(primary & ~(1 << CASCADE) | secondary << 8, state.current_interrupt_level_bitmap)
+            self.carry_out(effects)
+
+    def get_pit(self) -> PitState:
+        with self.lock:
+            return self.pit.state(self.clock.now())
+
+    def set_pit(self, state: PitState) -> None:
+        with self.lock:
+            now = self.clock.now()
+            self.pit = Pit.from_state(state, now)
+            self.carry_out(self.pit.expire(now))
+
+    def close(self) -> None:
+        """Stop time and close all events. Without `lock`."""
+        self._alarm.close()
+        with self.lock:
+            self.events.close()
+            self.lock.delayed.clear()
+        self._timer.close()
+        self.lock.trigger.close()

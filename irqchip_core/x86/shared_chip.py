@@ -1,0 +1,245 @@
+"""`SharedIrqChip`: what every chip does alike, wherever its controllers are.
+
+Handles and their end, the checks of arguments, the observers, and the state of PICs, IOAPIC and PIT. A chip that
+derives from it says how events are connected, how routes change and what its vCPUs need.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, NoReturn, Protocol, Self
+
+from typing_extensions import override
+
+from irqchip_core.allocator import SystemAllocator
+from irqchip_core.arguments import check_int, check_type
+from irqchip_core.bus import Bus
+from irqchip_core.chip import IrqChipCap
+from irqchip_core.errors import Closed
+from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
+from irqchip_core.routes import IrqRoute, RoutingTable
+from irqchip_core.x86.chip import IrqChipX86_64
+from irqchip_core.x86.finalization import Finalization, Place
+from irqchip_core.x86.state import IoapicState, PicSelect, PicState, PitState
+from irqchip_core.x86.state_checks import check_ioapic, check_pic, check_pit, check_select
+
+MAX_GSI = (1 << 32) - 1
+
+
+class Controllers(Protocol):
+    """PICs, IOAPIC and PIT, wherever they are. All arguments are checked before."""
+
+    def get_pic_state(self, select: PicSelect) -> PicState: ...
+    def set_pic_state(self, select: PicSelect, state: PicState) -> None: ...
+    def get_ioapic_state(self) -> IoapicState: ...
+    def set_ioapic_state(self, state: IoapicState) -> None: ...
+    def get_pit(self) -> PitState: ...
+    def set_pit(self, state: PitState) -> None: ...
+
+
+class _Handles:
+    """How many handles of a chip are open."""
+
+    def __init__(self) -> None:
+        self.open = 1
+        self.lock = threading.Lock()  # nothing else is locked meanwhile
+
+
+class SharedIrqChip(IrqChipX86_64):
+    """A chip, by one of its handles.
+
+    Handles have the same attributes: a subclass keeps what changes in objects that they share. No method looks whether
+    its handle is open. One that is closed is of another class (`_closed`), whose every method raises `Closed`, and it
+    has let go of these objects, so that a method which was looked up before the end raises, too (`_Nothing`).
+
+    Args:
+        pins: Number of inputs of the IOAPIC.
+        capabilities: What the chip can do.
+        controllers: Where PICs, IOAPIC and PIT are.
+    """
+
+    _is_closed: ClassVar = False
+
+    def __init__(self, pins: int, capabilities: frozenset[IrqChipCap], controllers: Controllers) -> None:
+        super().__init__()
+        self._pins = pins
+        self._capabilities = capabilities
+        self._controllers = controllers
+        self._handles = _Handles()
+        self._finalization = Finalization(self.name, pins)
+
+    # For subclasses
+
+    @abstractmethod
+    def _connect_event(
+        self, gsi: int, event: IrqEdgeEvent | IrqLevelEvent, source: IrqEventSource
+    ) -> IrqEventIndex | None:
+        """Register an event; its index if user space serves it."""
+
+    @abstractmethod
+    def _disconnect_event(self, gsi: int, trigger: Event) -> bool:
+        """Undo that; False if there is no such registration."""
+
+    @abstractmethod
+    def _change_routes(self, change: Callable[[RoutingTable], RoutingTable]) -> RoutingTable:
+        """Replace the routing table by what `change` makes of it. What that raises leaves everything as it was."""
+
+    def _places(self, io_bus: Bus, mmio_bus: Bus) -> Iterable[Place]:
+        """The chip's own devices."""
+        return ()
+
+    def _finalized(self, places: Sequence[Place]) -> None:
+        """The devices are on their buses: time counts from now on."""
+
+    def _release(self) -> None:
+        """The last handle is closed: let go of everything."""
+
+    # Handles
+
+    @override
+    def try_clone(self) -> Self:
+        clone = copy.copy(self)
+        with self._handles.lock:
+            self._handles.open += 1
+        return clone
+
+    @override
+    def close(self) -> None:
+        with self._handles.lock:
+            kind = type(self)
+            if kind._is_closed:
+                return
+            self.__class__ = _closed(kind)
+            self._handles.open -= 1
+            last = not self._handles.open
+        if last:
+            kind._release(self)
+        nothing = _Nothing(self.name)
+        for name in vars(self).keys() - _KEPT:
+            setattr(self, name, nothing)
+
+    # Events, lines and routes
+
+    def _check_gsi(self, irq: int) -> None:
+        check_int(irq, 0, MAX_GSI, subject=self.name, argument="irq")
+
+    def _register(self, irq: int, event: IrqEdgeEvent | IrqLevelEvent, source: IrqEventSource) -> IrqEventIndex | None:
+        self._check_gsi(irq)
+        check_type(source, IrqEventSource, subject=self.name, argument="source")
+        index = self._connect_event(irq, event, source)
+        self.observers.event_registered(self, irq, source, index)
+        return index
+
+    def _unregister(self, irq: int, trigger: Event) -> None:
+        self._check_gsi(irq)
+        if self._disconnect_event(irq, trigger):
+            self.observers.event_unregistered(self, irq)
+
+    @override
+    def register_edge_irq_event(self, irq: int, event: IrqEdgeEvent, source: IrqEventSource) -> IrqEventIndex | None:
+        check_type(event, IrqEdgeEvent, subject=self.name, argument="event")
+        return self._register(irq, event, source)
+
+    @override
+    def unregister_edge_irq_event(self, irq: int, event: IrqEdgeEvent) -> None:
+        check_type(event, IrqEdgeEvent, subject=self.name, argument="event")
+        self._unregister(irq, event.get_trigger())
+
+    @override
+    def register_level_irq_event(self, irq: int, event: IrqLevelEvent, source: IrqEventSource) -> IrqEventIndex | None:
+        check_type(event, IrqLevelEvent, subject=self.name, argument="event")
+        return self._register(irq, event, source)
+
+    @override
+    def unregister_level_irq_event(self, irq: int, event: IrqLevelEvent) -> None:
+        check_type(event, IrqLevelEvent, subject=self.name, argument="event")
+        self._unregister(irq, event.get_trigger())
+
+    @override
+    def route_irq(self, route: IrqRoute) -> None:
+        self._replace_routes(lambda routes: routes.adding(route))
+
+    @override
+    def set_irq_routes(self, routes: Iterable[IrqRoute]) -> None:
+        self._replace_routes(lambda old: old.replaced(routes))
+
+    def _replace_routes(self, change: Callable[[RoutingTable], RoutingTable]) -> None:
+        self.observers.routes_changed(self, self._change_routes(change))
+
+    # Devices and capabilities
+
+    @override
+    def finalize_devices(self, allocator: SystemAllocator, io_bus: Bus, mmio_bus: Bus) -> None:
+        check_type(io_bus, Bus, subject=self.name, argument="io_bus")
+        check_type(mmio_bus, Bus, subject=self.name, argument="mmio_bus")
+        places = list(self._places(io_bus, mmio_bus))
+        self._finalization.perform(allocator, io_bus, mmio_bus, places)
+        self._finalized(places)
+
+    @override
+    def check_capability(self, capability: IrqChipCap) -> bool:
+        check_type(capability, IrqChipCap, subject=self.name, argument="capability")
+        return capability in self._capabilities
+
+    # PICs, IOAPIC, PIT
+
+    @override
+    def get_pic_state(self, select: PicSelect) -> PicState:
+        check_select(select, subject=self.name)
+        return self._controllers.get_pic_state(select)
+
+    @override
+    def set_pic_state(self, select: PicSelect, state: PicState) -> None:
+        check_pic(state, select, subject=self.name)
+        self._controllers.set_pic_state(select, state)
+
+    @override
+    def get_ioapic_state(self) -> IoapicState:
+        return self._controllers.get_ioapic_state()
+
+    @override
+    def set_ioapic_state(self, state: IoapicState) -> None:
+        check_ioapic(state, self._pins, subject=self.name)
+        self._controllers.set_ioapic_state(state)
+
+    @override
+    def get_pit(self) -> PitState:
+        return self._controllers.get_pit()
+
+    @override
+    def set_pit(self, state: PitState) -> None:
+        check_pit(state, subject=self.name)
+        self._controllers.set_pit(state)
+
+
+_KEPT = {"observers", "_handles", "_pins", "_capabilities"}
+"""Attributes that a closed handle still has."""
+
+
+class _Nothing:
+    """What a closed handle has in place of the objects that handles share."""
+
+    def __init__(self, subject: str) -> None:
+        self._subject = subject
+
+    def _refuse(self, *args: object) -> NoReturn:
+        raise Closed("the chip is closed", subject=self._subject, remedy="keep the handle open, or use another clone")
+
+    __getattr__ = __getitem__ = __len__ = _refuse
+
+
+@functools.cache
+def _closed(kind: type[SharedIrqChip]) -> Any:
+    """The class of a closed handle: a `kind` that refuses everything but to be closed again."""
+
+    def refuse(self: SharedIrqChip, *args: object, **options: object) -> NoReturn:
+        _Nothing(self.name)._refuse()
+
+    refused = [name for name, _ in inspect.getmembers(kind, inspect.isfunction) if not name.startswith("_")]
+    members = {name: refuse for name in refused if name != "close"}
+    return type(f"Closed{kind.__name__}", (kind,), {"__doc__": "A closed handle.", "_is_closed": True, **members})
