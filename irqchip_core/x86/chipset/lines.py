@@ -50,12 +50,14 @@ class _Way:
         inputs: Numbers of its inputs.
         messages: The messages it sends, as effects.
         pulse: The effects of an edge while nothing else can assert its inputs; None if something can.
+        routed: Whether it leads anywhere, be it to a message that no local APIC can receive.
     """
 
-    __slots__ = ("inputs", "messages", "pulse")
+    __slots__ = ("inputs", "messages", "pulse", "routed")
 
-    def __init__(self, inputs: tuple[int, ...], messages: tuple[Message, ...], *, alone: bool) -> None:
+    def __init__(self, inputs: tuple[int, ...], messages: tuple[Message, ...], *, alone: bool, routed: bool) -> None:
         self.inputs = inputs
+        self.routed = routed
         self.messages = messages
         self.pulse: Effects | None = None
         if alone:
@@ -116,8 +118,8 @@ class Lines:
                 elif (message := decode_msi(source.address, source.data)) is not None:
                     messages.append(message)
             alone = all(len(self._sharing[number]) == 1 for number in inputs)
-            way = _Way(tuple(inputs), tuple(messages), alone=alone)
-            if inputs or messages:  # hosts may name any GSI: those without a route are not kept
+            way = _Way(tuple(inputs), tuple(messages), alone=alone, routed=bool(self.routes[gsi]))
+            if way.routed:  # hosts may name any GSI: those without a route are not kept
                 self._ways[gsi] = way
         return way
 
@@ -129,23 +131,25 @@ class Lines:
 
     def edge(self, gsi: int, signals: int) -> Effects:
         """An edge event of `gsi` was signalled, `signals` times since the last time: one interrupt."""
-        if not self._count(gsi, signals):
-            return ()
         way = self._way(gsi)
+        if not self._count(way, gsi, signals):
+            return ()
         if way.pulse is not None and gsi not in self._asserted:
             return way.pulse
         return (*self._set(gsi, _PULSED, True), *self._set(gsi, _PULSED, False), *way.messages)
 
     def level(self, gsi: int, signals: int) -> Effects:
         """A level event of `gsi` was signalled: the GSI is asserted until the interrupt ends, also without a route."""
-        self._count(gsi, signals)
-        return (*self._set(gsi, _LEVEL, True), *self._way(gsi).messages)
+        way = self._way(gsi)
+        self._count(way, gsi, signals)
+        return (*self._set(gsi, _LEVEL, True), *way.messages)
 
     def drive(self, gsi: int, high: bool) -> Effects:
         """The host asserts or releases `gsi` itself; without a route that is lost. Asserting it sends its message."""
         if not high:
             return self._set(gsi, _DIRECT, False)
-        return (*self._way(gsi).messages, *self._set(gsi, _DIRECT, True)) if self._count(gsi, 1) else ()
+        way = self._way(gsi)
+        return (*way.messages, *self._set(gsi, _DIRECT, True)) if self._count(way, gsi, 1) else ()
 
     def add_level_event(self, gsi: int) -> None:
         """A level event is registered on `gsi`. Afterwards the controllers get the new `resample_lines`, `_pins`."""
@@ -161,9 +165,9 @@ class Lines:
         self._find_resample_inputs()
         return self._set(gsi, _LEVEL, False)
 
-    def _count(self, gsi: int, signals: int) -> bool:
+    def _count(self, way: _Way, gsi: int, signals: int) -> bool:
         """Count what was raised, if the GSI has a route."""
-        if not self.routes[gsi]:
+        if not way.routed:
             return False
         self.raised[gsi] = self.raised.get(gsi, 0) + signals
         if signals > 1:
@@ -174,11 +178,11 @@ class Lines:
 
     def _set(self, gsi: int, source: int, high: bool) -> Effects:
         """Let `source` assert or release `gsi`. A level event waits for a route; all else is lost without one."""
-        inputs = self._way(gsi).inputs
-        if not inputs and source != _LEVEL and not self.routes[gsi]:
+        way = self._way(gsi)
+        if not way.routed and source != _LEVEL:
             return ()
         self._note(gsi, source, high)
-        return self._levels(inputs, self._asserted.get(gsi, 0))
+        return self._levels(way.inputs, self._asserted.get(gsi, 0))
 
     def _note(self, gsi: int, source: int, high: bool) -> None:
         before = self._asserted.get(gsi, 0)
