@@ -1,4 +1,4 @@
-"""What became of interrupts, as a chip that emulates controllers has counted it: plain records."""
+"""Counters of interrupts, by GSI and by vector, of a chip that emulates controllers: plain records."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class GsiCount:
 
     Attributes:
         gsi: Its number.
-        sources: Names of those whose events drive it, in order of registration.
+        sources: Names of the devices whose events drive it, in order of registration.
         raised: How often it was asserted: signals of events, and direct calls.
-        merged: How many of these were signals that came before an earlier one was served, as an event's counter
-            merges them. The controllers saw the others.
+        merged: How many of these were coalesced in the counter of an event: signals that came before an earlier one
+            was served. The controllers received the others.
     """
 
     gsi: int
@@ -29,15 +29,15 @@ class GsiCount:
 
 @frozen
 class VectorCount:
-    """One vector of one vCPU's local APIC; what the 8259s gave is not among them.
+    """One vector of one vCPU's local APIC; vectors of the 8259As are not counted.
 
     Attributes:
         vcpu: Number of the vCPU.
         vector: 0-255.
-        raised: Requests the local APIC accepted, its own timer's included.
+        raised: Requests that the local APIC accepted, its own timer's included.
         delivered: How many of them the processor took.
-        coalesced: How many found the same vector pending already, or are ticks that passed before the timer was
-            served. The rest, ``raised - delivered - coalesced``, is pending, or an INIT or disabling took it away.
+        coalesced: How many came while the same vector was pending, or are ticks that passed before the timer was
+            served. ``raised - delivered - coalesced`` are pending, or were discarded by an INIT or by disabling.
         ended: How many were ended by software.
     """
 
@@ -51,12 +51,12 @@ class VectorCount:
 
 @frozen
 class ChipCounters:
-    """All of them.
+    """All counters of a chip.
 
     Attributes:
-        gsis: Those that were asserted, by number.
-        vectors: Those that were raised, by vCPU and number.
-        spurious: Acknowledgements of local APICs that found nothing any more.
+        gsis: The GSIs that were asserted, in order of their numbers.
+        vectors: The vectors that were raised, in order of vCPU and number.
+        spurious: Acknowledgements of local APICs while no interrupt was pending.
         undeliverable: Messages that no local APIC accepted.
     """
 
@@ -67,7 +67,7 @@ class ChipCounters:
 
 
 def vector_counts(lapic: LapicCore) -> Iterator[VectorCount]:
-    """What became of each vector that was raised at `lapic` so far."""
+    """The counters of each vector that was raised at `lapic` so far."""
     columns = zip(lapic.raised, lapic.delivered, lapic.coalesced, lapic.ended, strict=True)
     for vector, counts in enumerate(columns):
         if counts[0]:

@@ -1,8 +1,8 @@
-"""Who receives an interrupt message: physical, logical and broadcast destinations, and lowest priority.
+"""Which local APICs receive a message: physical, logical and broadcast destinations, and lowest priority.
 
 Intel SDM vol. 3, 12.6.2 (xAPIC) and 12.12.10 (x2APIC). A physical destination is one look-up, however many
-local APICs there are. Logical destinations of xAPIC mode depend on what guests write to LDR and DFR: each is
-worked out when it is first used, and all are forgotten when such a register changes.
+local APICs there are. Logical destinations of xAPIC mode depend on LDR and DFR, which guests write: each is
+resolved when it is first used, and all are dropped when such a register changes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Receivers = tuple[LapicCore, ...]
 
 
 class Destinations:
-    """The local APICs of a machine, by all the names a message can use for them.
+    """The local APICs of a machine, by all destinations that a message can have.
 
-    `receivers` only reads the local APICs, so that no lock of theirs is needed; `deliver` changes them.
+    `receivers` only reads the local APICs, so it needs no lock of theirs; `deliver` changes them.
 
     Attributes:
-        undeliverable: How many messages no APIC accepted.
+        undeliverable: Number of messages that no APIC accepted.
     """
 
     __slots__ = ("_all", "_by_id", "_logical", "undeliverable")
@@ -42,10 +42,10 @@ class Destinations:
         self.undeliverable = 0
 
     def add(self, lapic: LapicCore) -> None:
-        """Put `lapic` on the bus.
+        """Add a local APIC.
 
         Raises:
-            InvalidArgument: Its id is taken.
+            InvalidArgument: Another one has its id.
         """
         if lapic.apic_id in self._by_id:
             raise InvalidArgument(
@@ -60,13 +60,13 @@ class Destinations:
         self.forget()
 
     def forget(self) -> None:
-        """Some local APIC changed its mode, LDR or DFR."""
+        """Drop the resolved destinations: mode, LDR or DFR of a local APIC has changed."""
         self._logical = {}
 
     def receivers(self, message: Message, source: LapicCore | None = None) -> Receivers:
         """The local APICs that `message` is for, in order of their ids.
 
-        They may still refuse it: see `LapicCore.accept`. For lowest-priority delivery, and for a message with
+        Each of them may still ignore it: see `LapicCore.accept`. For lowest-priority delivery, and for a message with
         a redirection hint, it is one APIC at most. `source` is the sender of an IPI.
         """
         found = self._named(message, source)
@@ -75,7 +75,7 @@ class Destinations:
         return found
 
     def deliver(self, message: Message, source: LapicCore | None = None) -> Receivers:
-        """Let the receivers of `message` accept it; returns those that did, to be kicked."""
+        """Let the receivers of `message` accept it; returns the ones that did, whose vCPUs are to be kicked."""
         found = self.receivers(message, source)
         if len(found) == 1:
             taken: Receivers = found if found[0].accept(message) != IGNORED else ()
@@ -98,7 +98,7 @@ class Destinations:
         if message.destination_mode == PHYSICAL:
             lapic = self._by_id.get(destination)
             return lapic.alone if lapic else ()
-        known = self._logical  # if forget() comes from another thread, what is found below is forgotten with it
+        known = self._logical  # if another thread calls forget(), the result below goes into the dropped table
         if (found := known.get(destination)) is None:
             found = self._match_logical(destination)
             if destination <= XAPIC_BROADCAST:
@@ -112,14 +112,14 @@ class Destinations:
             for place in range(16)
             if destination >> place & 1 and (lapic := self._by_id.get(cluster | place)) and lapic.x2apic_mode
         ]
-        if destination > XAPIC_BROADCAST:  # only x2APIC mode has so many bits, and there ids alone decide
+        if destination > XAPIC_BROADCAST:  # only x2APIC mode has so many bits, and its LDR follows from the id
             return tuple(found)
         found += [lapic for lapic in self._all if not lapic.x2apic_mode and _matches_xapic(lapic, destination)]
         return tuple(sorted(found, key=lambda lapic: lapic.apic_id))
 
 
 def _matches_xapic(lapic: LapicCore, destination: int) -> bool:
-    """Whether an 8-bit logical destination means this APIC in xAPIC mode (SDM 12.6.2.2)."""
+    """Whether an 8-bit logical destination names this APIC in xAPIC mode (SDM 12.6.2.2)."""
     logical_id, model = lapic.logical_address()
     if model == reg.DFR_FLAT:
         return destination & logical_id != 0
@@ -129,9 +129,10 @@ def _matches_xapic(lapic: LapicCore, destination: int) -> bool:
 
 
 def _of_lowest_priority(candidates: Receivers, vector: int) -> Receivers:
-    """The one with the lowest arbitration priority (SDM 12.6.2.4); among equals the vector decides.
+    """The APIC with the lowest arbitration priority (SDM 12.6.2.4); among equals the vector decides.
 
-    The manual leaves ties to the bus. Spreading them by vector keeps no state, and is what KVM does.
+    The manual does not say which of several equals receives the message. A choice by vector keeps no state; KVM does
+    the same.
     """
     enabled = [lapic for lapic in candidates if lapic.software_enabled()]
     if not enabled:

@@ -1,9 +1,9 @@
-"""What the parts of a chip ask of whatever holds them: plain values, returned in a tuple, in order.
+"""Effects: what a part of a chip requests of its owner. Plain values, returned in a tuple, to be carried out in order.
 
 A part returns ``()`` when nothing is to be done. An `msi.Message` is an effect, too: it is to be delivered to the
 local APICs.
 
-    part      gives
+    part      effects
     Lines     DriveLine, DrivePin, Message, Resample
     Pic       IntChanged, LineEnded
     Ioapic    Message, EntriesChanged, PinEnded, WakeAt
@@ -33,7 +33,7 @@ class DrivePin(NamedTuple):
 
 
 class Resample(NamedTuple):
-    """The devices with level events on `gsi` are to look whether they want service again."""
+    """The devices with level events on `gsi` are to check whether they need service again."""
 
     gsi: int
 
@@ -52,7 +52,7 @@ class LineEnded(NamedTuple):
 
     Attributes:
         line: The input.
-        lowered: The part took the line low, as it is one of its `resample_lines`: it is to be driven anew.
+        lowered: The line is one of the part's `resample_lines`, and the part took it low: it is to be driven anew.
     """
 
     line: int
@@ -63,7 +63,7 @@ class LineEnded(NamedTuple):
 
 
 class EntriesChanged(NamedTuple):
-    """The redirection entries of `pins`, as bits, mean something else to a local APIC than before."""
+    """The redirection entries of `pins`, as bits, have changed."""
 
     pins: int
 
@@ -71,7 +71,7 @@ class EntriesChanged(NamedTuple):
 class PinEnded(NamedTuple):
     """The interrupt of input `pin`, one of the part's `resample_lines`, has ended.
 
-    The part took the line low: it is to be driven anew.
+    The part took the line of the pin low: it is to be driven anew.
     """
 
     pin: int
@@ -81,7 +81,7 @@ class PinEnded(NamedTuple):
 
 
 class TimerRose(NamedTuple):
-    """OUT of counter 0 has risen since the last time: the timer interrupts once."""
+    """OUT of counter 0 has risen `edges` times since the last such effect: one timer interrupt."""
 
     edges: int
 
@@ -90,7 +90,7 @@ class TimerRose(NamedTuple):
 
 
 class EoiBroadcast(NamedTuple):
-    """A local APIC ended level-triggered interrupt `vector`: every IOAPIC is to see it (Intel SDM vol. 3, 12.8.5)."""
+    """A local APIC ended level-triggered interrupt `vector`: every IOAPIC receives it (Intel SDM vol. 3, 12.8.5)."""
 
     vector: int
 
@@ -107,7 +107,7 @@ class ApicBaseChanged(NamedTuple):
 class WakeAt(NamedTuple):
     """The part's `expire` is to be called at `time`, nanoseconds on the owner's clock.
 
-    It replaces what the part asked for before; None takes that back.
+    It replaces the part's earlier `WakeAt`; None: `expire` need not be called.
     """
 
     time: int | None

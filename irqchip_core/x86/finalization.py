@@ -33,7 +33,7 @@ class Finalization:
 
         Raises:
             WrongType: An argument is no allocator or no bus.
-            InvalidArgument: It was done before, a range is taken, or `allocator` has no number above the pins'.
+            InvalidArgument: It was done before, a range is taken, or `allocator` has no number above those of the pins.
                 Buses and allocator are as before.
         """
         check_type(allocator, SystemAllocator, subject=self._subject, argument="allocator")

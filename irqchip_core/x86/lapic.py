@@ -1,7 +1,7 @@
-"""The local APIC: give it accesses, messages, pin levels and the time; it gives effects and vectors.
+"""The local APIC: accesses, messages, pin levels and the time go in, effects and vectors come out.
 
-It does no I/O and keeps no time. What it does is in `lapic_core`, what its guest reads and writes in
-`lapic_access`; here is saved state, and the name to use.
+It does no I/O and reads no clock. Its working part is in `lapic_core`, the guest's accesses are in `lapic_access`; here
+are saved state, and the class to use.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86.lapic_access import READERS, LapicAccess
+from irqchip_core.x86.lapic_core import BIT, FIRST_LEGAL_VECTOR
 from irqchip_core.x86.lapic_events import NO_EVENTS, PendingEvents
 from irqchip_core.x86.msi import ICR_DELIVERY_STATUS
 from irqchip_core.x86.state import LapicState
@@ -27,7 +28,7 @@ _COMPUTED = (
     reg.TIMER_DIVIDE,
     *range(reg.ISR, reg.ESR, 0x10),
 )
-"""Registers that are not kept in the register file."""
+"""Registers whose value is computed when it is read, and not kept in the list of registers."""
 
 
 class Lapic(LapicAccess):
@@ -36,7 +37,7 @@ class Lapic(LapicAccess):
     __slots__ = ()
 
     def state(self, now: int) -> LapicState:
-        """Everything the guest can see or will come to feel, at time `now`."""
+        """All state at time `now`: the registers, and what the guest will see of pending events and the timer."""
         regs = list(self._regs)
         for offset in _COMPUTED:
             regs[offset >> 4] = READERS[offset >> 4](self, now)
@@ -56,13 +57,13 @@ class Lapic(LapicAccess):
         )
 
     def set_state(self, state: LapicState, now: int, tsc: int = 0) -> None:
-        """Become what `state` says, and go on from there; `wake_at` tells when to call `expire`.
+        """Take over `state` at time `now`; `wake_at` is then the time to call `expire`.
 
         `tsc` is the guest's time-stamp counter at `now`. The id stays, and bits that cannot be set are
-        dropped. Without `apic_base` the mode stays, too.
+        dropped. Without `apic_base` in the record the mode stays, too.
 
         Raises:
-            InvalidArgument: It is no state of this local APIC.
+            InvalidArgument: `state` is no state of this local APIC.
         """
         subject = f"Lapic {self.apic_id}"
         check_lapic(state, self.apic_id, x2apic=self._base_reserved & reg.APIC_BASE_EXTD == 0, subject=subject)
@@ -86,9 +87,9 @@ class Lapic(LapicAccess):
         self._regs[reg.DFR >> 4] = regs[reg.DFR >> 4] | reg.DFR_ONES
         self._regs[reg.ICR_LOW >> 4] = regs[reg.ICR_LOW >> 4] & reg.ICR_LOW_MASK & ~ICR_DELIVERY_STATUS
         self._regs[reg.ICR_HIGH >> 4] = regs[reg.ICR_HIGH >> 4] & (_WORD if self.x2apic_mode else reg.ICR_HIGH_MASK)
-        legal = ~0xFFFF  # vectors 0-15 are never requested
+        legal = ~(BIT[FIRST_LEGAL_VECTOR] - 1)  # vectors 0-15 are never requested
         self.irr, self.isr, self.tmr = (_join(regs, first) & legal for first in (reg.IRR, reg.ISR, reg.TMR))
-        self._esr = regs[reg.ESR >> 4] & 0xFF
+        self._esr = regs[reg.ESR >> 4] & reg.ESR_MASK
         self._errors = state.pending_errors
         self.set_tpr(regs[reg.TPR >> 4])
         self.lint_levels = state.lint_levels
@@ -116,7 +117,7 @@ class Lapic(LapicAccess):
         tsc: int = 0,
         bsp: bool = False,
     ) -> Lapic:
-        """A local APIC with all features that goes on where the saved one was; see `set_state`."""
+        """A local APIC with all features and the saved `state`; see `set_state`."""
         lapic = cls(apic_id, timer_hz=timer_hz, tsc_hz=tsc_hz, bsp=bsp)
         lapic.set_state(state, now, tsc)
         return lapic

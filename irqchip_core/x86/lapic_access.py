@@ -1,8 +1,8 @@
 """What the guest reads and writes of its local APIC: the register page, and the MSRs of x2APIC mode.
 
 Follows the Intel SDM vol. 3, 12.4 (register page), 12.12 (x2APIC) and table 12-6 (its MSRs). The guest
-can do nothing here that raises: what hardware ignores is ignored and counted, and where it raises #GP the
-answer is None.
+can do nothing here that raises an exception of Python: an access that hardware ignores is ignored and counted, and
+the answer is None where hardware raises #GP.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class LapicAccess(LapicCore):
     def read(self, offset: int, size: int, now: int) -> int:
         """What the guest reads at `offset` of the page; `size` is 1 to 8 bytes.
 
-        All ones where no APIC answers: it is disabled, or in x2APIC mode.
+        All ones while the APIC is disabled or in x2APIC mode: then it has no page.
         """
         if self.x2apic_mode or not self.hardware_enabled:
             self.ignored += 1
@@ -76,7 +76,7 @@ class LapicAccess(LapicCore):
     def write_msr(self, index: int, value: int, now: int, tsc: int = 0) -> Effects | None:
         """WRMSR of IA32_APIC_BASE, IA32_TSC_DEADLINE or 0x800-0x8FF; None for #GP.
 
-        `value` has 64 bits; `tsc` is the guest's time-stamp counter now, which only IA32_TSC_DEADLINE asks for.
+        `value` has 64 bits; `tsc` is the guest's time-stamp counter now, which only IA32_TSC_DEADLINE needs.
         """
         if index == reg.IA32_APIC_BASE:
             return self._write_base(value)
@@ -121,9 +121,9 @@ class LapicAccess(LapicCore):
         extended = value & reg.APIC_BASE_EXTD != 0
         before = self.timer.wake_at
         if extended and not self.x2apic_mode:
-            self._regs[reg.ICR_HIGH >> 4] = 0  # another format, undefined after the switch (12.12.5.1)
+            self._regs[reg.ICR_HIGH >> 4] = 0  # another format, undefined after the switch (SDM 12.12.5.1)
         self.set_base(value)
-        if not enabled:  # what it held is lost (SDM 12.4.3)
+        if not enabled:  # the registers lose their contents (SDM 12.4.3)
             self._reset_registers()
         return (ApicBaseChanged(value), *self.timer_effects(before))
 
@@ -155,7 +155,7 @@ class LapicAccess(LapicCore):
         return ()
 
     def _read_id(self, now: int) -> int:
-        return self.apic_id if self.x2apic_mode else (self.apic_id & 0xFF) << 24
+        return self.apic_id if self.x2apic_mode else (self.apic_id & reg.XAPIC_ID_MASK) << reg.XAPIC_ID_SHIFT
 
     def _read_ldr(self, now: int) -> int:
         return x2apic_logical_id(self.apic_id) if self.x2apic_mode else self._regs[reg.LDR >> 4]
@@ -195,7 +195,7 @@ class LapicAccess(LapicCore):
         return ()
 
     def _command(self, low: int, *, store: bool = True) -> Effects:
-        """Send what ICR bits 0-31 are `low` of."""
+        """Send the message of the ICR whose bits 0-31 are `low`."""
         low &= reg.ICR_LOW_MASK & ~ICR_DELIVERY_STATUS
         if store:
             self._regs[reg.ICR_LOW >> 4] = low
@@ -345,16 +345,16 @@ _X2APIC_READABLE = frozenset(
 )  # fmt: skip
 
 _X2APIC_WRITABLE = {
-    reg.TPR: 0xFF,
+    reg.TPR: reg.PRIORITY_CLASS | reg.PRIORITY_SUBCLASS,
     reg.EOI: 0,
-    reg.SPIV: 0,  # what the APIC has
+    reg.SPIV: 0,  # and the bits of this APIC: `spiv_writable`
     reg.ESR: 0,
-    reg.ICR_LOW: 0,  # reserved bits of its own
-    **dict.fromkeys(reg.LVT_WRITABLE, reg.LVT_DELIVERY_STATUS),  # read-only is not reserved
+    reg.ICR_LOW: 0,  # checked by ICR_X2APIC_RESERVED
+    **dict.fromkeys(reg.LVT_WRITABLE, reg.LVT_DELIVERY_STATUS),  # read-only bits are not reserved
     reg.LVT_LINT0: reg.LVT_READ_ONLY,
     reg.LVT_LINT1: reg.LVT_READ_ONLY,
     reg.TIMER_INITIAL_COUNT: _WORD,
     reg.TIMER_DIVIDE: reg.TIMER_DIVIDE_MASK,
-    reg.SELF_IPI: 0xFF,
+    reg.SELF_IPI: reg.SELF_IPI_VECTOR,
 }
-"""MSRs that can be written in x2APIC mode, and bits that may be set in them; any other bit faults."""
+"""MSRs that can be written in x2APIC mode, and bits that may be set in them; any other bit raises #GP."""

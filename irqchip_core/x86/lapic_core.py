@@ -1,7 +1,7 @@
 """The working part of a local APIC: from messages, pins and the timer to the vector the processor takes next.
 
 Follows the Intel SDM vol. 3, chapter 12, for processors since the Pentium 4. The class to use is in `lapic`;
-what the guest reads and writes is in `lapic_access`, the timer's counters in `lapic_timer`, and who receives a
+the guest's accesses are in `lapic_access`, the timer's counters in `lapic_timer`, and which local APICs receive a
 message in `destinations`.
 
 Left out: focus processors, arbitration on the APIC bus, remote read (none exists since the Pentium).
@@ -17,7 +17,7 @@ from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86.effects import EOI_BROADCASTS, Effects, WakeAt
 from irqchip_core.x86.lapic_events import NO_EVENTS, PendingEvents
 from irqchip_core.x86.lapic_timer import LapicTimer
-from irqchip_core.x86.msi import EXTINT, FIXED, INIT, LEVEL, LOWEST_PRIORITY, NMI, SMI, Message
+from irqchip_core.x86.msi import EDGE, EXTINT, FIXED, INIT, LEVEL, LOWEST_PRIORITY, NMI, SMI, Message
 
 if TYPE_CHECKING:
     from irqchip_core.x86.destinations import Destinations
@@ -31,6 +31,8 @@ BIT = tuple(1 << vector for vector in range(256))
 NO_VECTOR = -1
 FIRST_LEGAL_VECTOR = 16
 _LINT_LVTS = (reg.LVT_LINT0, reg.LVT_LINT1)
+_CLASS, _SUBCLASS, _CLASS_SHIFT = reg.PRIORITY_CLASS, reg.PRIORITY_SUBCLASS, 4
+_PRIORITY = _CLASS | _SUBCLASS
 
 
 class LapicCore:
@@ -49,17 +51,19 @@ class LapicCore:
             IA32_APIC_BASE.
 
     Attributes:
-        irr, isr, tmr: 256 bits each.
+        irr, isr, tmr: 256 bits each; bit n is vector n.
         alone: The tuple of only this APIC, as a set of receivers.
-        lvt_writable: The entries of the local vector table that there are, and their writable bits.
+        lvt_writable: The entries of this APIC's local vector table, and their writable bits.
         spiv_writable: Writable bits of the spurious-interrupt vector register.
         apic_base: IA32_APIC_BASE.
-        raised, delivered, coalesced, ended: Interrupts of each vector: requested, taken by the processor, merged
-            with a pending one, ended. What is raised and none of the next two is pending, or INIT took it away.
-        spurious, ignored: How many acknowledgements found nothing, how many messages and accesses meant nothing.
+        raised, delivered, coalesced, ended: Number of interrupts of each vector: requested, taken by the processor,
+            coalesced with a pending one, ended by software. ``raised - delivered - coalesced`` are pending, or were
+            discarded by an INIT.
+        spurious: Number of acknowledgements while no interrupt was pending.
+        ignored: Number of messages and accesses that have no meaning for the hardware.
 
     Raises:
-        InvalidArgument: An id or a frequency that does not exist.
+        InvalidArgument: The id or a frequency is out of range.
     """
 
     __slots__ = (
@@ -126,21 +130,21 @@ class LapicCore:
         self._reset_registers()
 
     def init(self) -> Effects:
-        """The processor takes an INIT: all but id, mode and LDR in x2APIC mode is reset (12.4.7.3)."""
+        """The processor takes an INIT: all but id, mode and, in x2APIC mode, LDR is reset (SDM 12.4.7.3)."""
         before = self.timer.wake_at
         self._reset_registers()
         return self.timer_effects(before)
 
     def _reset_registers(self) -> None:
         self._regs = [0] * 64
-        self._regs[reg.DFR >> 4] = 0xFFFFFFFF
+        self._regs[reg.DFR >> 4] = reg.DFR_FLAT << reg.DFR_SHIFT | reg.DFR_ONES
         self._esr = 0  # what the register shows
-        self._errors = 0  # what went wrong since it was last written
+        self._errors = 0  # errors since the last write of ESR
         self._lint_waiting = False  # some LINT entry may have its remote IRR set
         self.irr = self.isr = self.tmr = 0
         self.set_spiv(reg.SPIV_RESET)  # masks the LVT, too
         if self._virtual_wire and self.bsp:
-            self._regs[reg.LVT_LINT0 >> 4] = EXTINT << 8
+            self._regs[reg.LVT_LINT0 >> 4] = reg.LVT_EXTINT
         self.set_tpr(0)
         self.timer.reset()
         self.address_changed()
@@ -148,7 +152,7 @@ class LapicCore:
     # Modes
 
     def set_base(self, value: int) -> None:
-        """Take over IA32_APIC_BASE, which is valid."""
+        """Set IA32_APIC_BASE to a valid value."""
         self.apic_base = value
         self.hardware_enabled = value & reg.APIC_BASE_EN != 0
         self.x2apic_mode = value & reg.APIC_BASE_EXTD != 0
@@ -159,12 +163,12 @@ class LapicCore:
         self._accepting = self.hardware_enabled and self._regs[reg.SPIV >> 4] & reg.SPIV_SOFTWARE_ENABLE != 0
 
     def address_changed(self) -> None:
-        """What this APIC answers to may have changed."""
+        """The destinations that name this APIC may have changed."""
         if self.destinations is not None:
             self.destinations.forget()
 
     def set_spiv(self, value: int) -> None:
-        """Write the spurious-interrupt vector register; clearing the enable bit masks the whole LVT (12.4.7.2)."""
+        """Write the spurious-interrupt vector register; clearing the enable bit masks the whole LVT (SDM 12.4.7.2)."""
         value &= self.spiv_writable
         self._regs[reg.SPIV >> 4] = value
         self._suppressing = value & reg.SPIV_SUPPRESS_EOI_BROADCAST != 0
@@ -174,32 +178,32 @@ class LapicCore:
                 self._regs[lvt >> 4] |= reg.LVT_MASKED
 
     def logical_address(self) -> tuple[int, int]:
-        """In xAPIC mode: the logical id, 8 bits, and the model that says what it means (SDM 12.6.2.2)."""
-        return self._regs[reg.LDR >> 4] >> 24, self._regs[reg.DFR >> 4] >> 28
+        """In xAPIC mode: the logical id, 8 bits, and the model by which it is compared (SDM 12.6.2.2)."""
+        return self._regs[reg.LDR >> 4] >> reg.LDR_SHIFT, self._regs[reg.DFR >> 4] >> reg.DFR_SHIFT
 
     def software_enabled(self) -> bool:
-        """Whether it accepts fixed interrupts, and takes part in lowest-priority delivery."""
+        """Whether this APIC accepts fixed interrupts, and takes part in lowest-priority delivery."""
         return self._accepting
 
     # Priorities
 
     def set_tpr(self, value: int) -> None:
         """Write the task priority, 8 bits."""
-        self._tpr = value & 0xFF
+        self._tpr = value & _PRIORITY
         self._update_ppr()
 
     @property
     def cr8(self) -> int:
-        """What the processor's CR8 reads: the class of the task priority, 0-15 (12.8.6)."""
-        return self._tpr >> 4
+        """What the processor's CR8 reads: the class of the task priority, 0-15 (SDM 12.8.6)."""
+        return self._tpr >> _CLASS_SHIFT
 
     @cr8.setter
     def cr8(self, value: int) -> None:
-        self.set_tpr((value & 0xF) << 4)
+        self.set_tpr(value << _CLASS_SHIFT & _CLASS)
 
     @property
     def ppr(self) -> int:
-        """The processor priority: interrupts need a higher class than its."""
+        """The processor priority: the processor takes an interrupt whose class is above the class of this."""
         return self._ppr
 
     @property
@@ -210,18 +214,18 @@ class LapicCore:
     def _update_ppr(self) -> None:
         tpr = self._tpr
         isr = self.isr
-        in_service = isr.bit_length() - 1 & 0xF0 if isr else 0
-        self._ppr = ppr = tpr if tpr & 0xF0 >= in_service else in_service
-        self._floor = (ppr | 0xF) + 1  # the lowest vector that gets through
+        in_service = isr.bit_length() - 1 & _CLASS if isr else 0
+        self._ppr = ppr = tpr if tpr & _CLASS >= in_service else in_service
+        self._floor = (ppr | _SUBCLASS) + 1  # the lowest vector that the processor takes
 
     def arbitration_priority(self) -> int:
         """The APR, by which lowest-priority delivery chooses (SDM 12.6.2.4)."""
         tpr = self._tpr
-        requested = self.irr.bit_length() - 1 & 0xF0 if self.irr else 0
-        in_service = self.isr.bit_length() - 1 & 0xF0 if self.isr else 0
-        if tpr & 0xF0 >= requested and tpr & 0xF0 > in_service:
+        requested = self.irr.bit_length() - 1 & _CLASS if self.irr else 0
+        in_service = self.isr.bit_length() - 1 & _CLASS if self.isr else 0
+        if tpr & _CLASS >= requested and tpr & _CLASS > in_service:
             return tpr
-        return max(tpr & 0xF0, requested, in_service)
+        return max(tpr & _CLASS, requested, in_service)
 
     # Messages
 
@@ -229,13 +233,13 @@ class LapicCore:
         """Take a message that is addressed to this APIC.
 
         Returns:
-            DELIVERED; COALESCED if the same interrupt is pending already; IGNORED if the APIC is disabled or
-            knows nothing of the kind. After anything but fixed interrupts, see `take_events`.
+            DELIVERED; COALESCED if the same interrupt is pending already; IGNORED if the APIC is disabled or has no
+            such interrupt. `take_events` has what came besides fixed interrupts.
         """
         mode = message.delivery_mode
         if mode > LOWEST_PRIORITY:
             if message.level == 0 and message.trigger_mode == LEVEL:
-                # INIT level de-assert: nothing since the Pentium 4. An edge is an INIT, whatever its level (12.6.1).
+                # INIT level de-assert: no effect since the Pentium 4. An edge is an INIT at either level (SDM 12.6.1).
                 self.ignored += 1
                 return IGNORED
             return self._accept_event(mode, message.vector)
@@ -270,7 +274,7 @@ class LapicCore:
         return COALESCED if after is events else DELIVERED
 
     def take_events(self) -> PendingEvents | None:
-        """Hand out what came besides vectors, and forget it; None if nothing came."""
+        """Remove and return the pending events (NMI, SMI, INIT, start-up, ExtINT); None if there are none."""
         events = self.events
         if events is NO_EVENTS:
             return None
@@ -282,32 +286,32 @@ class LapicCore:
     def pending_vector(self) -> int:
         """The vector the processor would get now, or NO_VECTOR.
 
-        A software-disabled APIC still gives what it had accepted before (SDM 12.4.7.2).
+        A software-disabled APIC still delivers what it accepted before (SDM 12.4.7.2).
         """
         vector = self.irr.bit_length() - 1
         return vector if vector >= self._floor else NO_VECTOR
 
     def acknowledge(self) -> int:
-        """The processor takes the pending vector, which is in service from now on.
+        """The processor takes the pending vector, which is then in service.
 
         Returns:
-            The vector; the spurious vector if nothing is pending any more (SDM 12.9).
+            The vector; the spurious vector if no interrupt is pending (SDM 12.9).
         """
         vector = self.irr.bit_length() - 1
         if vector < self._floor:
             self.spurious += 1
-            return self._regs[reg.SPIV >> 4] & 0xFF
+            return self._regs[reg.SPIV >> 4] & reg.SPIV_VECTOR
         bit = BIT[vector]
         self.irr ^= bit
         self.isr |= bit
         # Its class is above that of the task priority and of all else in service.
-        self._ppr = vector & 0xF0
-        self._floor = (vector | 0xF) + 1
+        self._ppr = vector & _CLASS
+        self._floor = (vector | _SUBCLASS) + 1
         self.delivered[vector] += 1
         return vector
 
     def end_of_interrupt(self) -> Effects:
-        """A write of the EOI register: the vector of highest priority in service is done."""
+        """A write of the EOI register ends the vector of highest priority in service."""
         isr = self.isr
         if not isr:
             return ()
@@ -318,7 +322,7 @@ class LapicCore:
             self._update_ppr()
         else:
             self._ppr = self._tpr
-            self._floor = (self._tpr | 0xF) + 1
+            self._floor = (self._tpr | _SUBCLASS) + 1
         self.ended[vector] += 1
         if self._lint_waiting:
             self._end_lint(vector)
@@ -337,11 +341,11 @@ class LapicCore:
             return IGNORED
         if lvt == reg.LVT_PERFORMANCE:
             self._regs[lvt >> 4] = entry | reg.LVT_MASKED  # SDM 12.5.1: the handler unmasks it
-        mode = entry >> 8 & 7
+        mode = _delivery_mode(entry)
         if mode == FIXED:
-            return self._request(entry & 0xFF, 0)
+            return self._request(entry & reg.LVT_VECTOR, EDGE)
         if mode in (SMI, NMI, INIT, EXTINT):
-            return self._accept_event(mode, entry & 0xFF)
+            return self._accept_event(mode, entry & reg.LVT_VECTOR)
         self.ignored += 1
         return IGNORED
 
@@ -360,16 +364,17 @@ class LapicCore:
         rising = level and not self.lint_levels >> pin & 1
         self.lint_levels = self.lint_levels | 1 << pin if level else self.lint_levels & ~(1 << pin)
         if not self.hardware_enabled:
-            # Without an APIC the pins are INTR and NMI (SDM 12.5.1).
+            # While the APIC is disabled the pins are INTR and NMI (SDM 7.3.1).
             if rising and pin == 1:
                 self.events = self.events.adding(NMI, 0) or self.events
                 return DELIVERED
             return IGNORED
         lvt = _LINT_LVTS[pin]
         entry = self._regs[lvt >> 4]
-        if entry >> 8 & 7 == FIXED and entry & reg.LVT_LEVEL:
+        mode = _delivery_mode(entry)
+        if mode == FIXED and entry & reg.LVT_LEVEL:
             return self.sample_lint(pin)
-        if entry >> 8 & 7 == EXTINT or not rising:
+        if mode == EXTINT or not rising:
             return IGNORED
         return self.deliver_lvt(lvt)
 
@@ -377,12 +382,12 @@ class LapicCore:
         """Interrupt if LINT `pin` is asserted, unmasked, level-triggered and fixed, and not waiting for its EOI."""
         index = _LINT_LVTS[pin] >> 4
         entry = self._regs[index]
-        listens = entry & (reg.LVT_MASKED | reg.LVT_DELIVERY_MODE | reg.LVT_LEVEL) == reg.LVT_LEVEL
-        if not self.lint_levels >> pin & 1 or not listens:
+        fixed_level = entry & (reg.LVT_MASKED | reg.LVT_DELIVERY_MODE | reg.LVT_LEVEL) == reg.LVT_LEVEL
+        if not self.lint_levels >> pin & 1 or not fixed_level:
             return IGNORED
         if entry & reg.LVT_REMOTE_IRR:
             return COALESCED
-        if (outcome := self._request(entry & 0xFF, LEVEL)) != IGNORED:
+        if (outcome := self._request(entry & reg.LVT_VECTOR, LEVEL)) != IGNORED:
             self._regs[index] = entry | reg.LVT_REMOTE_IRR
             self._lint_waiting = True
         return outcome
@@ -393,20 +398,20 @@ class LapicCore:
             entry = self._regs[lvt >> 4]
             if not entry & reg.LVT_REMOTE_IRR:
                 continue
-            if entry & 0xFF == vector:
+            if entry & reg.LVT_VECTOR == vector:
                 self._regs[lvt >> 4] = entry & ~reg.LVT_REMOTE_IRR
                 self.sample_lint(pin)
             else:
                 self._lint_waiting = True
 
     def extint_requested(self) -> bool:
-        """Whether the 8259, wired to LINT0, interrupts the processor: then acknowledge it there."""
+        """Whether the 8259A at LINT0 interrupts the processor, which then acknowledges it there."""
         return self.lint_levels & 1 != 0 and self.takes_extint()
 
     def takes_extint(self) -> bool:
-        """Whether LINT0 lets the 8259 through: virtual wire, or no APIC at all."""
+        """Whether LINT0 passes the INT of the 8259A on: unmasked in ExtINT mode, or the APIC is disabled."""
         entry = self._regs[reg.LVT_LINT0 >> 4]
-        return not self.hardware_enabled or (not entry & reg.LVT_MASKED and entry >> 8 & 7 == EXTINT)
+        return not self.hardware_enabled or (not entry & reg.LVT_MASKED and _delivery_mode(entry) == EXTINT)
 
     # Timer
 
@@ -416,24 +421,29 @@ class LapicCore:
         return self.timer.wake_at
 
     def expire(self, now: int, tsc: int = 0) -> Effects:
-        """Let the timer run up to `now`, when the guest's time-stamp counter is `tsc`."""
+        """Advance the timer to `now`, when the guest's time-stamp counter is `tsc`."""
         before = self.timer.wake_at
         if ticks := self.timer.expire(now, tsc):
             self._timer_ticked(ticks)
         return self.timer_effects(before)
 
     def count_down(self, now: int) -> None:
-        """Take what a count-down up to `now` yields, before its registers change."""
+        """Raise the interrupts of a count-down up to `now`, before the timer's registers change."""
         if ticks := self.timer.count_down(now):
             self._timer_ticked(ticks)
 
     def _timer_ticked(self, ticks: int) -> None:
-        vector = self._regs[reg.LVT_TIMER >> 4] & 0xFF
+        vector = self._regs[reg.LVT_TIMER >> 4] & reg.LVT_VECTOR
         if self.deliver_lvt(reg.LVT_TIMER) != IGNORED:
             self.raised[vector] += ticks - 1
             self.coalesced[vector] += ticks - 1
 
     def timer_effects(self, before: int | None) -> Effects:
-        """The effect of `wake_at` having changed from `before`."""
+        """The effect if `wake_at` is no longer `before`."""
         after = self.timer.wake_at
         return () if after == before else (WakeAt(after),)
+
+
+def _delivery_mode(entry: int) -> int:
+    """Delivery mode of an entry of the local vector table."""
+    return (entry & reg.LVT_DELIVERY_MODE) >> reg.LVT_DELIVERY_MODE_SHIFT

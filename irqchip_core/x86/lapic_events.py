@@ -6,17 +6,17 @@ from typing import NamedTuple
 
 from irqchip_core.x86.msi import EXTINT, INIT, NMI, SMI, STARTUP
 
-_MAXIMUM_NMIS = 2  # one being taken and one latched, as on a processor and in KVM
+_MAXIMUM_NMIS = 2  # one in its handler and one latched, as on a processor (SDM 7.7.1) and in KVM
 
 
 class PendingEvents(NamedTuple):
-    """Such events, as `LapicCore.take_events` hands them out.
+    """The pending events of one local APIC, as `LapicCore.take_events` returns them.
 
     Attributes:
-        nmis: How many, 0 to 2.
-        smi, init: Whether one came.
-        startup_vector: That of the newest start-up IPI after the last INIT, or None.
-        extint: An ExtINT message came: the vector is to be asked of the 8259.
+        nmis: Number of pending NMIs, 0 to 2.
+        smi, init: Whether one is pending.
+        startup_vector: Vector of the newest start-up IPI after the last INIT, or None.
+        extint: Whether an ExtINT message is pending: the 8259A gives its vector when it is acknowledged.
     """
 
     nmis: int = 0
@@ -26,7 +26,7 @@ class PendingEvents(NamedTuple):
     extint: bool = False
 
     def adding(self, delivery_mode: int, vector: int) -> PendingEvents | None:
-        """These and one more; the same object if it makes no difference, None if there is no such event."""
+        """These events and one more; the same object if that changes nothing, None if there is no such event."""
         if delivery_mode == NMI:
             return self if self.nmis == _MAXIMUM_NMIS else self._replace(nmis=self.nmis + 1)
         if delivery_mode == SMI:
@@ -41,4 +41,4 @@ class PendingEvents(NamedTuple):
 
 
 NO_EVENTS = PendingEvents()
-_INIT = PendingEvents(init=True)  # INIT takes away what came before it: it would be dropped with the processor's state
+_INIT = PendingEvents(init=True)  # INIT discards earlier events, as it resets the processor

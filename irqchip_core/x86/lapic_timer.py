@@ -1,9 +1,9 @@
 """The timer of a local APIC: one-shot, periodic and TSC-deadline (Intel SDM vol. 3, 12.5.4).
 
 Time is exact. With an input clock of f Hz, instants are kept as nanoseconds times f, in which one cycle
-is exactly 10**9; so the n-th tick is a matter of integers, and nothing drifts.
+is exactly 10**9; so the time of the n-th tick is an integer, and nothing drifts.
 
-Not here: the local vector table and the interrupt itself. `Lapic` asks `expire` whether there is one.
+Not here: the local vector table and the interrupt itself. `Lapic` calls `expire` and raises the interrupt.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from irqchip_core.x86.lapic_registers import ONE_SHOT, PERIODIC, TIMER_DIVIDE_MA
 
 NANOSECONDS = 1_000_000_000
 SHORTEST_PERIOD = 200_000
-"""Nanoseconds: a timer that repeats faster gets its wake-ups this far apart, and its ticks merge (as in KVM)."""
+"""Nanoseconds: the wake-ups of a faster periodic timer are this far apart, and its ticks are coalesced (as in KVM)."""
 LONGEST_SLEEP = 3600 * NANOSECONDS
-"""Nanoseconds: a later TSC deadline asks for a wake-up in between."""
+"""Nanoseconds: the longest time to the next wake-up of a timer with a TSC deadline, which may be later."""
 
 
 class LapicTimer:
@@ -28,7 +28,7 @@ class LapicTimer:
         mode: ONE_SHOT, PERIODIC, TSC_DEADLINE or 3, which is reserved.
         initial_count: The register, 32 bits.
         divide: The divide configuration register: bits 0, 1 and 3.
-        tsc_deadline: The time-stamp counter's value that is waited for; 0 if none.
+        tsc_deadline: The value of the time-stamp counter at which the timer expires; 0 if it is disarmed.
         wake_at: When to call `expire`, nanoseconds on the owner's clock; None for never.
     """
 
@@ -44,13 +44,13 @@ class LapicTimer:
         self.reset()
 
     def reset(self) -> None:
-        """Stop; registers as after power-up."""
+        """Stop the timer, and reset its registers as at power-up."""
         self.mode = ONE_SHOT
         self.initial_count = 0
         self.tsc_deadline = 0
         self.divide = 0
         self._tick = 2 * NANOSECONDS  # length of a divided cycle
-        self._origin = 0  # when the count was, or would have been, the initial one
+        self._origin = 0  # the instant at which the count was, or would have been, the initial one
         self.running = False
         self.wake_at: int | None = None
 
@@ -66,7 +66,7 @@ class LapicTimer:
         return max(0, self.initial_count - ticks)
 
     def set_initial_count(self, count: int, now: int) -> None:
-        """Write the initial-count register: start from there, or stop at 0. Ignored in TSC-deadline mode."""
+        """Write the initial-count register: start counting down from `count`; 0 stops. Ignored in TSC-deadline mode."""
         if self.mode == TSC_DEADLINE:
             return
         self.initial_count = count
@@ -75,7 +75,7 @@ class LapicTimer:
         self._schedule(now)
 
     def set_divide(self, value: int, now: int) -> None:
-        """Write the divide configuration register. A running count goes on from where it is."""
+        """Write the divide configuration register. A running timer keeps its current count."""
         count = self.current_count(now)
         self.divide = value & TIMER_DIVIDE_MASK
         self._tick = NANOSECONDS << _divide_shift(value)
@@ -131,7 +131,7 @@ class LapicTimer:
     # Expiry
 
     def expire(self, now: int, tsc: int) -> int:
-        """How often the timer ran out up to `now`, when the guest's time-stamp counter is `tsc`.
+        """How often the timer expired up to `now`, when the guest's time-stamp counter is `tsc`.
 
         Sets the next `wake_at`. Calling it early or late is harmless.
         """
@@ -146,7 +146,7 @@ class LapicTimer:
         return self.count_down(now)
 
     def count_down(self, now: int) -> int:
-        """As `expire`, for the modes that do not look at the time-stamp counter; 0 in the other."""
+        """As `expire`, for one-shot and periodic mode; 0 in TSC-deadline mode."""
         if not self.running:
             return 0
         period = self.initial_count * self._tick
@@ -164,16 +164,15 @@ class LapicTimer:
     # State
 
     def elapsed(self, now: int) -> int | None:
-        """Time since the count was the initial one, in 10**-9 input cycles; None if the timer stands still."""
+        """Time since the count was the initial one, in 10**-9 input cycles; None if the timer is stopped."""
         return now * self.hz - self._origin if self.running else None
 
     def restore(
         self, initial_count: int, current_count: int, elapsed: int | None, deadline: int, now: int, tsc: int
     ) -> None:
-        """Go on as saved: at `elapsed`, if that is within this current count. Mode and divider are to be set before.
+        """Continue as saved, after mode and divider are set: from `elapsed`, if it agrees with `current_count`.
 
-        A count of 0 is that of a timer that stands still, unless `elapsed` says that it has just run out, or of a
-        periodic one.
+        A timer whose current count is 0 is stopped, unless it is periodic, or `elapsed` shows that it has just expired.
         """
         self.initial_count = 0 if self.mode == TSC_DEADLINE else initial_count
         self.running = self.initial_count != 0 and self.mode in (ONE_SHOT, PERIODIC)
@@ -182,7 +181,7 @@ class LapicTimer:
                 self._origin = now * self.hz - elapsed
             if elapsed is None or self.current_count(now) != current_count:
                 self.running = current_count != 0 or self.mode == PERIODIC
-                # A full period is left of a periodic timer at 0, as in KVM.
+                # A periodic timer at 0 has a full period left, as in KVM.
                 left = min(current_count, initial_count) or initial_count
                 self._origin = now * self.hz - (initial_count - left) * self._tick
         self.tsc_deadline = deadline if self.mode == TSC_DEADLINE else 0
