@@ -75,8 +75,8 @@ class IrqChip(ABC):
     name: str
     observers: ChipObservers
 
-    def __init__(self, observers: ChipObservers | None = None) -> None:
-        self.observers = observers or ChipObservers()
+    def __init__(self) -> None:
+        self.observers = ChipObservers()
 
     @abstractmethod
     def add_vcpu(self, vcpu_id: int, vcpu: Vcpu) -> None:

@@ -14,12 +14,10 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Self
 
-from typing_extensions import override
-
 from irqchip_core.chip import IrqChip
 from irqchip_core.errors import IrqChipError
-from irqchip_core.events import Event, IrqEventIndex, IrqEventSource, IrqEventToken
-from irqchip_core.observers import ChipObserver
+from irqchip_core.events import Event, IrqEventIndex, IrqEventToken
+from irqchip_core.hookspecs import hookimpl
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +25,7 @@ RETRY_SECONDS = 0.1
 """After how long a loop calls `irq_event_tokens` again when it failed (no descriptor was left, say)."""
 
 
-class _Sources(ChipObserver):
+class _Sources:
     """What a loop waits on: the chip's tokens, its delayed token, and the news that tokens changed."""
 
     def __init__(self, chip: IrqChip) -> None:
@@ -46,13 +44,13 @@ class _Sources(ChipObserver):
         chip.observers.add(self)
         self.changed.signal()
 
-    @override
-    def event_registered(self, chip: IrqChip, gsi: int, source: IrqEventSource, index: IrqEventIndex | None) -> None:
+    @hookimpl
+    def irqchip_event_registered(self, index: IrqEventIndex | None) -> None:
         if index is not None:
             self.wake()
 
-    @override
-    def event_unregistered(self, chip: IrqChip, gsi: int) -> None:
+    @hookimpl
+    def irqchip_event_unregistered(self) -> None:
         self.wake()
 
     def wake(self) -> None:

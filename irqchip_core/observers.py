@@ -1,70 +1,94 @@
 """Observers of a chip: notified when it is created, events are registered or unregistered, and routes change.
 
-Observers are for the cold path. Single interrupts are not reported.
+An observer implements those of the hooks ``irqchip_created``, ``irqchip_event_registered``,
+``irqchip_event_unregistered`` and ``irqchip_routes_changed`` that it needs, each with the arguments that it needs::
+
+    class Registrations:
+        @hookimpl
+        def irqchip_event_registered(self, gsi, source):
+            print(f"{source.device_name} drives GSI {gsi}")
+
+    chip.observers.add(Registrations())
+
+Plugins are observers of every chip that `create_irqchip` makes. Single interrupts are not reported.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
 
-if TYPE_CHECKING:
-    from irqchip_core.chip import IrqChip
-    from irqchip_core.events import IrqEventIndex, IrqEventSource
-    from irqchip_core.routes import IrqRoute
+import pluggy
+from typing_extensions import ParamSpec
+
+from irqchip_core.errors import InvalidArgument, PluginError, TimedOut
+from irqchip_core.hook_manager import HookManager
+from irqchip_core.loading import run_with_timeout, time_limit
 
 _log = logging.getLogger(__name__)
+_P = ParamSpec("_P")
 
 
-class ChipObserver:
-    """Does nothing; a subclass overrides the methods it needs. Calls come on the thread that made the change."""
+class ChipObservers:
+    """The observers of one chip, which all its clones share.
 
-    def chip_created(self, chip: IrqChip) -> None:
-        """`chip` was made by `create_irqchip`."""
-
-    def event_registered(self, chip: IrqChip, gsi: int, source: IrqEventSource, index: IrqEventIndex | None) -> None:
-        """An event now drives `gsi`; `index` is None if the kernel waits for it itself."""
-
-    def event_unregistered(self, chip: IrqChip, gsi: int) -> None:
-        """An event of `gsi` was taken out."""
-
-    def routes_changed(self, chip: IrqChip, routes: Iterable[IrqRoute]) -> None:
-        """The chip's routes are now `routes`."""
-
-
-class ChipObservers(ChipObserver):
-    """The observers of one chip and its clones. One that raises is logged and does not disturb."""
+    Each is called by itself, the last one added first, on the thread that made the change. One that raises is logged
+    and does not disturb the others or the chip. A plugin is called with a time limit (`loading`), and no more after
+    one of its hooks did not end in time.
+    """
 
     def __init__(self) -> None:
-        self._observers: tuple[ChipObserver, ...] = ()
-        self._lock = threading.Lock()
+        self._manager = HookManager()
+        self._plugins: set[str] = set()
+        self._lock = threading.Lock()  # of changes to the manager
 
-    def add(self, observer: ChipObserver) -> None:
+    def add(self, observer: object) -> None:
+        """Notify `observer` from now on.
+
+        Raises:
+            InvalidArgument: A hook of it is misspelt, names an argument that does not exist, or is a hook wrapper; or
+                `observer` was added before.
+        """
         with self._lock:
-            self._observers = (*self._observers, observer)
+            try:
+                self._manager.register(observer, str(id(observer)))
+            except (pluggy.PluginValidationError, PluginError) as error:
+                raise InvalidArgument(str(error), subject="ChipObservers", argument="observer") from error
 
-    def remove(self, observer: ChipObserver) -> None:
+    def add_plugins(self, plugins: HookManager) -> None:
+        """Notify all plugins of `plugins` from now on."""
+        with self._lock:
+            for name, plugin in plugins.list_name_plugin():
+                self._manager.register(plugin, name)
+                self._plugins.add(name)
+
+    def remove(self, observer: object) -> None:
         """Take `observer` out; harmless if it is not there."""
         with self._lock:
-            self._observers = tuple(kept for kept in self._observers if kept is not observer)
+            if self._manager.is_registered(observer):
+                self._manager.unregister(observer)
 
-    def _tell(self, method: str, *args: object) -> None:
-        for observer in self._observers:
+    def notify(self, hook: Callable[_P, None], *args: _P.args, **arguments: _P.kwargs) -> None:
+        """Call `hook` of all observers; chips do it after each change, with no lock held.
+
+        Args:
+            hook: A function of `hookspecs`.
+            args: None: all arguments are given by name.
+            arguments: Those of `hook`.
+        """
+        assert not args
+        for implementation in self._manager.implementations(hook.__name__):
+            call = partial(implementation.function, *(arguments[name] for name in implementation.argnames))
+            is_plugin = implementation.plugin_name in self._plugins
+            subject = f"plugin {implementation.plugin_name}" if is_plugin else f"observer {implementation.plugin!r}"
             try:
-                getattr(observer, method)(*args)
-            except Exception:
-                _log.exception("observer %r failed in %s", observer, method)
-
-    def chip_created(self, chip: IrqChip) -> None:
-        self._tell("chip_created", chip)
-
-    def event_registered(self, chip: IrqChip, gsi: int, source: IrqEventSource, index: IrqEventIndex | None) -> None:
-        self._tell("event_registered", chip, gsi, source, index)
-
-    def event_unregistered(self, chip: IrqChip, gsi: int) -> None:
-        self._tell("event_unregistered", chip, gsi)
-
-    def routes_changed(self, chip: IrqChip, routes: Iterable[IrqRoute]) -> None:
-        self._tell("routes_changed", chip, routes)
+                if is_plugin:
+                    run_with_timeout(time_limit(), f"{hook.__name__} of {subject}", call)
+                else:
+                    call()
+            except (Exception, SystemExit) as error:
+                if is_plugin and isinstance(error, TimedOut):
+                    self.remove(implementation.plugin)
+                _log.exception("%s failed in %s", subject, hook.__name__)

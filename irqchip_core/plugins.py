@@ -13,11 +13,10 @@ import inspect
 import re
 from collections.abc import Callable, Iterable
 
-import pluggy
 from attrs import define, field
 
-from irqchip_core import hookspecs
 from irqchip_core.errors import DuplicateName, PluginError
+from irqchip_core.hook_manager import HookManager
 from irqchip_core.hookspecs import API_VERSION, Backend, Hypervisor
 from irqchip_core.loading import run_with_timeout, time_limit
 from irqchip_core.offers import BackendOffer, HypervisorOffer
@@ -81,12 +80,12 @@ class Plugins:
     """What `discover` found.
 
     Attributes:
-        manager: The pluggy manager with all good plugins.
+        manager: All good plugins.
         records: All entry points found, by distribution and name.
         backends, hypervisors: What the good plugins offer, by name, the lowest rank first.
     """
 
-    manager: pluggy.PluginManager
+    manager: HookManager
     records: list[PluginRecord] = field(factory=list)
     backends: dict[str, Backend] = field(factory=dict)
     hypervisors: dict[str, Hypervisor] = field(factory=dict)
@@ -111,8 +110,7 @@ def discover(
             IRQCHIP_PLUGIN_TIMEOUT says, or `loading.DEFAULT_SECONDS`.
     """
     seconds = time_limit() if timeout is None else timeout
-    found = Plugins(pluggy.PluginManager("irqchip"))
-    found.manager.add_hookspecs(hookspecs)
+    found = Plugins(HookManager())
     pairs = _installed_entry_points() if entry_points is None else [(_record(e), e) for e in entry_points]
     for record, entry_point in sorted(pairs, key=lambda pair: (pair[0].distribution, pair[0].name)):
         found.records.append(record)
@@ -187,38 +185,21 @@ def _name_and_version(distribution: importlib.metadata.Distribution | None) -> t
 
 
 def _load(
-    manager: pluggy.PluginManager, entry_point: importlib.metadata.EntryPoint, record: PluginRecord, seconds: float
+    manager: HookManager, entry_point: importlib.metadata.EntryPoint, record: PluginRecord, seconds: float
 ) -> None:
     """Import one plugin and register its hooks: all of them or, if anything is wrong, none."""
     who = record.origin
     plugin = run_with_timeout(seconds, f"the import of {who}", entry_point.load)
+    manager.register(plugin, name=record.key)
     try:
-        manager.register(plugin, name=record.key)
-        manager.check_pending()  # a misspelt hook would never be called
-        _check_hooks(manager, plugin)
         for hook in _KINDS:
-            for implementation in _implementations(manager, plugin, hook):
+            for implementation in manager.implementations(hook, plugin):
                 read = functools.partial(_read_offer, hook, implementation.function, who, seconds)
                 setattr(record, hook.removeprefix("irqchip_"), run_with_timeout(seconds, f"{hook} of {who}", read))
     except BaseException:
         record.backend = record.hypervisor = None
-        if manager.is_registered(plugin):
-            manager.unregister(plugin)
+        manager.unregister(plugin)
         raise
-
-
-def _implementations(manager: pluggy.PluginManager, plugin: object, hook: str) -> list[pluggy.HookImpl]:
-    return [impl for impl in getattr(manager.hook, hook).get_hookimpls() if impl.plugin is plugin]
-
-
-def _check_hooks(manager: pluggy.PluginManager, plugin: object) -> None:
-    """Refuse implementations that could not do their work. Unknown hooks and arguments pluggy refuses itself."""
-    for caller in manager.get_hookcallers(plugin) or ():
-        for implementation in _implementations(manager, plugin, caller.name):
-            if implementation.wrapper or implementation.hookwrapper:
-                raise PluginError(f"{caller.name} is a hook wrapper", remedy="mark it with hookimpl alone")
-            if caller.name == "irqchip_subcommand" and not implementation.argnames:
-                raise PluginError("irqchip_subcommand lacks its argument", remedy="let it take subparsers")
 
 
 def _read_offer(

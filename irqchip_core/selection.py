@@ -12,8 +12,7 @@ from attrs import evolve, frozen
 from irqchip_core.arguments import check_type
 from irqchip_core.chip import IrqChip, IrqChipCap
 from irqchip_core.errors import InvalidArgument, NothingSuitable, WrongType
-from irqchip_core.hook_caller import HookCaller
-from irqchip_core.hookspecs import Backend, Probe
+from irqchip_core.hookspecs import Backend, Probe, irqchip_created
 from irqchip_core.lookup import absent, named
 from irqchip_core.offers import BackendOffer, inside_a_backend
 from irqchip_core.plugins import Plugins, installed
@@ -334,8 +333,8 @@ def create_irqchip(
 def _create(backend: Backend, vm: Vm, vcpu_count: int, plugins: Plugins) -> IrqChip:
     _check_count(vcpu_count)
     chip = backend.create(vm, vcpu_count)
-    chip.observers.add(HookCaller(plugins.manager))
-    chip.observers.chip_created(chip)
+    chip.observers.add_plugins(plugins.manager)
+    chip.observers.notify(irqchip_created, chip=chip)
     return chip
 
 

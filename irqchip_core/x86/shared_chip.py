@@ -22,6 +22,7 @@ from irqchip_core.bus import Bus
 from irqchip_core.chip import IrqChipCap
 from irqchip_core.errors import Closed
 from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
+from irqchip_core.hookspecs import irqchip_event_registered, irqchip_event_unregistered, irqchip_routes_changed
 from irqchip_core.routes import IrqRoute, RoutingTable
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.finalization import Finalization, Place
@@ -132,13 +133,13 @@ class SharedIrqChip(IrqChipX86_64):
         self._check_gsi(irq)
         check_type(source, IrqEventSource, subject=self.name, argument="source")
         index = self._connect_event(irq, event, source)
-        self.observers.event_registered(self, irq, source, index)
+        self.observers.notify(irqchip_event_registered, chip=self, gsi=irq, source=source, index=index)
         return index
 
     def _unregister(self, irq: int, trigger: Event) -> None:
         self._check_gsi(irq)
         if self._disconnect_event(irq, trigger):
-            self.observers.event_unregistered(self, irq)
+            self.observers.notify(irqchip_event_unregistered, chip=self, gsi=irq)
 
     @override
     def register_edge_irq_event(self, irq: int, event: IrqEdgeEvent, source: IrqEventSource) -> IrqEventIndex | None:
@@ -169,7 +170,7 @@ class SharedIrqChip(IrqChipX86_64):
         self._replace_routes(lambda old: old.replaced(routes))
 
     def _replace_routes(self, change: Callable[[RoutingTable], RoutingTable]) -> None:
-        self.observers.routes_changed(self, self._change_routes(change))
+        self.observers.notify(irqchip_routes_changed, chip=self, routes=self._change_routes(change))
 
     # Devices and capabilities
 

@@ -20,6 +20,7 @@ from irqchip_core.arguments import check_type
 from irqchip_core.errors import Closed
 from irqchip_core.event_table import EventSlot, EventTable
 from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqEventToken, IrqLevelEvent
+from irqchip_core.hookspecs import irqchip_event_registered, irqchip_event_unregistered
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.wrapped import WrappedIrqChip
 
@@ -148,7 +149,7 @@ class TappedIrqChip(WrappedIrqChip):
         interrupt = DeviceInterrupt(irq, source, isinstance(event, IrqLevelEvent), deliver)
         taps.by_slot[slot] = _Tap(interrupt, relay, inner_index)
         outer = IrqEventIndex(index << 1 | 1)
-        self.observers.event_registered(self, irq, source, outer)
+        self.observers.notify(irqchip_event_registered, chip=self, gsi=irq, source=source, index=outer)
         return outer
 
     def _connect(self, irq: int, relay: _DeviceEvent, source: IrqEventSource) -> IrqEventIndex | None:
@@ -182,7 +183,7 @@ class TappedIrqChip(WrappedIrqChip):
         with self._news.silenced():
             self._disconnect(irq, tap.relay)
         tap.relay.close()
-        self.observers.event_unregistered(self, irq)
+        self.observers.notify(irqchip_event_unregistered, chip=self, gsi=irq)
 
     @override
     def irq_event_tokens(self) -> list[IrqEventToken]:

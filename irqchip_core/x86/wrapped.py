@@ -16,10 +16,15 @@ from typing_extensions import override
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.arguments import check_type
 from irqchip_core.bus import Bus
-from irqchip_core.chip import IrqChip, IrqChipCap, MPState, VcpuRunState
+from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
 from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqEventToken, IrqLevelEvent
 from irqchip_core.exits import MsrExit
-from irqchip_core.observers import ChipObserver
+from irqchip_core.hookspecs import (
+    hookimpl,
+    irqchip_event_registered,
+    irqchip_event_unregistered,
+    irqchip_routes_changed,
+)
 from irqchip_core.routes import IrqRoute
 from irqchip_core.vcpu import Vcpu, VcpuX86_64
 from irqchip_core.x86.chip import IrqChipX86_64
@@ -228,7 +233,7 @@ class WrappedIrqChip(IrqChipX86_64):
         self.inner.restore_chip_specific(data)
 
 
-class _News(ChipObserver):
+class _News:
     """Tells the wrapper's observers what the inner chip's would hear, of the wrapper."""
 
     def __init__(self, chip: WrappedIrqChip) -> None:
@@ -249,18 +254,18 @@ class _News(ChipObserver):
         """An open handle, unless there is none or nothing is to be told."""
         return [] if getattr(self._silent, "now", False) else self.handles[:1]
 
-    @override
-    def event_registered(self, chip: IrqChip, gsi: int, source: IrqEventSource, index: IrqEventIndex | None) -> None:
+    @hookimpl
+    def irqchip_event_registered(self, gsi: int, source: IrqEventSource, index: IrqEventIndex | None) -> None:
         for handle in self._handles():
             outer = None if index is None else handle._outer_index(index)
-            self._observers.event_registered(handle, gsi, source, outer)
+            self._observers.notify(irqchip_event_registered, chip=handle, gsi=gsi, source=source, index=outer)
 
-    @override
-    def event_unregistered(self, chip: IrqChip, gsi: int) -> None:
+    @hookimpl
+    def irqchip_event_unregistered(self, gsi: int) -> None:
         for handle in self._handles():
-            self._observers.event_unregistered(handle, gsi)
+            self._observers.notify(irqchip_event_unregistered, chip=handle, gsi=gsi)
 
-    @override
-    def routes_changed(self, chip: IrqChip, routes: Iterable[IrqRoute]) -> None:
+    @hookimpl
+    def irqchip_routes_changed(self, routes: Iterable[IrqRoute]) -> None:
         for handle in self._handles():
-            self._observers.routes_changed(handle, routes)
+            self._observers.notify(irqchip_routes_changed, chip=handle, routes=routes)

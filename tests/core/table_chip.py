@@ -13,7 +13,7 @@ from irqchip_core.bus import Bus
 from irqchip_core.chip import IrqChip, IrqChipCap, MPState, VcpuRunState
 from irqchip_core.event_table import EventTable
 from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqEventToken, IrqLevelEvent
-from irqchip_core.observers import ChipObservers
+from irqchip_core.hookspecs import irqchip_event_registered, irqchip_event_unregistered, irqchip_routes_changed
 from irqchip_core.routes import IrqRoute
 from irqchip_core.vcpu import Vcpu
 
@@ -29,8 +29,8 @@ class TableChip(IrqChip):
 
     name = "table"
 
-    def __init__(self, observers: ChipObservers | None = None) -> None:
-        super().__init__(observers)
+    def __init__(self) -> None:
+        super().__init__()
         self.table = EventTable()
         self.served: list[int] = []
         self.delayed = Event()
@@ -40,13 +40,13 @@ class TableChip(IrqChip):
 
     def _register(self, irq: int, event: IrqEdgeEvent | IrqLevelEvent, source: IrqEventSource) -> IrqEventIndex:
         index = self.table.append(irq, event, source)
-        self.observers.event_registered(self, irq, source, index)
+        self.observers.notify(irqchip_event_registered, chip=self, gsi=irq, source=source, index=index)
         return index
 
     def _unregister(self, irq: int, trigger: Event) -> None:
         if (slot := self.table.remove(irq, trigger)) is not None:
             slot.close()
-            self.observers.event_unregistered(self, irq)
+            self.observers.notify(irqchip_event_unregistered, chip=self, gsi=irq)
 
     @override
     def register_edge_irq_event(self, irq: int, event: IrqEdgeEvent, source: IrqEventSource) -> IrqEventIndex:
@@ -107,7 +107,7 @@ class TableChip(IrqChip):
 
     @override
     def set_irq_routes(self, routes: Iterable[IrqRoute]) -> None:
-        self.observers.routes_changed(self, list(routes))
+        self.observers.notify(irqchip_routes_changed, chip=self, routes=list(routes))
 
     @override
     def service_irq(self, irq: int, level: bool) -> None:

@@ -279,7 +279,7 @@ def test_asyncio_follows_what_is_registered() -> None:
         chip.register_edge_irq_event(4, before, SOURCE)
         asyncio.run(asyncio.wait_for(_serve_in_asyncio(chip, before, after), 10))
         assert chip.served == [4, 5]
-        assert chip.observers._observers == ()
+        assert chip.observers._manager.get_plugins() == set()
 
 
 # --- in steps

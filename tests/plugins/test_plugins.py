@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import pytest
 
 from irqchip_core import cli
 from irqchip_core.chip import IrqChip
-from irqchip_core.errors import DuplicateName, IrqChipError, PluginError
+from irqchip_core.errors import DuplicateName, InvalidArgument, IrqChipError, PluginError
+from irqchip_core.hookspecs import hookimpl
 from irqchip_core.plugins import discover
 from irqchip_core.routes import IrqRoute
 from irqchip_core.selection import create_irqchip
@@ -152,26 +155,84 @@ def test_a_plugin_that_raises_when_told_disturbs_no_one(install: Install, caplog
     assert "plugin observer_b:observer_b failed in irqchip_routes_changed" in caplog.text
 
 
-def test_an_observer_that_raises_disturbs_no_one(caplog: pytest.LogCaptureFixture) -> None:
-    from irqchip_core.observers import ChipObserver
-
-    class Bad(ChipObserver):
-        def chip_created(self, chip: IrqChip) -> None:
+def test_an_observer_that_raises_disturbs_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    class Bad:
+        @hookimpl
+        def irqchip_routes_changed(self) -> None:
             raise OSError("disk")
 
-    class Good(ChipObserver):
-        told = False
+    class Good:
+        notified = 0
 
-        def chip_created(self, chip: IrqChip) -> None:
-            self.told = True
+        @hookimpl
+        def irqchip_routes_changed(self, routes: list[IrqRoute], chip: IrqChip) -> None:
+            assert (routes, chip.name) == ([IrqRoute.ioapic(4)], "table")
+            self.notified += 1
 
+    good = [Good(), Good()]
     with TableChip() as chip:
-        good = Good()
-        chip.observers.add(Bad())
-        chip.observers.add(good)
-        chip.observers.chip_created(chip)
-        assert good.told
-    assert "failed in chip_created" in caplog.text
+        for observer in (good[0], Bad(), good[1]):
+            chip.observers.add(observer)
+        chip.set_irq_routes([IrqRoute.ioapic(4)])
+        assert [observer.notified for observer in good] == [1, 1]
+        for observer in good:
+            chip.observers.remove(observer)
+            chip.observers.remove(observer)
+        chip.set_irq_routes([IrqRoute.ioapic(4)])
+        assert [observer.notified for observer in good] == [1, 1]
+    assert re.search(r"observer <.*Bad object.*> failed in irqchip_routes_changed", caplog.text)
+
+
+class Misspelt:
+    @hookimpl
+    def irqchip_routes_change(self, routes: object) -> None: ...
+
+
+class WrongArgument:
+    @hookimpl
+    def irqchip_routes_changed(self, table: object) -> None: ...
+
+
+class Wrapping:
+    @hookimpl(wrapper=True)
+    def irqchip_routes_changed(self) -> Iterator[None]:
+        yield
+
+
+@pytest.mark.parametrize(
+    ("observer", "reason"),
+    [(Misspelt(), "irqchip_routes_change"), (WrongArgument(), "table"), (Wrapping(), "hook wrapper")],
+)
+def test_an_observer_that_could_not_be_called_is_refused_whole(observer: object, reason: str) -> None:
+    class Before:
+        notified = 0
+
+        @hookimpl
+        def irqchip_routes_changed(self) -> None:
+            self.notified += 1
+
+    before = Before()
+    with TableChip() as chip:
+        chip.observers.add(before)
+        with pytest.raises(InvalidArgument, match=reason):
+            chip.observers.add(observer)
+        with pytest.raises(InvalidArgument, match="registered already"):
+            chip.observers.add(before)
+        chip.set_irq_routes([])
+        assert before.notified == 1
+
+
+def test_one_module_by_two_entry_points_keeps_the_hooks_of_the_first(install: Install) -> None:
+    install("observer", OBSERVER)
+    install("good", backend("good"))
+    installed = {entry_point.name: entry_point for entry_point in importlib.metadata.entry_points(group="irqchip")}
+    again = importlib.metadata.EntryPoint("same", installed["observer"].value, "irqchip")
+    found = discover(entry_points=[installed["good"], installed["observer"], again])
+    assert len(found.broken()) == 1
+    with create_irqchip("good", vm=any_vm(), plugins=found):
+        pass
+    (seen,) = [vars(plugin)["seen"] for _, plugin in found.manager.list_name_plugin() if "seen" in vars(plugin)]
+    assert seen == [("created", "good")]
 
 
 def test_list_shows_every_plugin_with_its_reason(

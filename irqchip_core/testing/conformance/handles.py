@@ -8,8 +8,8 @@ from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus
 from irqchip_core.chip import IrqChip, IrqChipCap, MPState
 from irqchip_core.errors import Closed, InvalidArgument, IrqChipError, UnknownVcpu, WrongType
-from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
-from irqchip_core.observers import ChipObserver
+from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqLevelEvent
+from irqchip_core.hookspecs import hookimpl
 from irqchip_core.routes import IrqRoute
 from irqchip_core.testing.bench import SOURCE, Bench
 from irqchip_core.testing.conformance.base import Scenarios, needs
@@ -160,19 +160,20 @@ class Basics(Scenarios):
         machine = self.boot()
         notified: list[tuple[str, int]] = []
 
-        class Listener(ChipObserver):
-            def event_registered(
-                self, chip: IrqChip, gsi: int, source: IrqEventSource, index: IrqEventIndex | None
-            ) -> None:
+        class Observer:
+            @hookimpl
+            def irqchip_event_registered(self, gsi: int) -> None:
                 notified.append(("registered", gsi))
 
-            def event_unregistered(self, chip: IrqChip, gsi: int) -> None:
+            @hookimpl
+            def irqchip_event_unregistered(self, gsi: int) -> None:
                 notified.append(("unregistered", gsi))
 
-            def routes_changed(self, chip: IrqChip, routes: Iterable[IrqRoute]) -> None:
+            @hookimpl
+            def irqchip_routes_changed(self, routes: Iterable[IrqRoute]) -> None:
                 notified.append(("routes", sum(route.gsi == 200 for route in routes)))
 
-        machine.chip.observers.add(Listener())
+        machine.chip.observers.add(Observer())
         event = machine.edge(7)
         machine.chip.unregister_edge_irq_event(7, event)
         machine.chip.unregister_edge_irq_event(7, event)

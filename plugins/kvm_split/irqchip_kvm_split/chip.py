@@ -20,7 +20,7 @@ from irqchip_core.clock import Clock
 from irqchip_core.errors import EventInUse, InvalidArgument, InvalidRoute, WrongType
 from irqchip_core.event_table import EventSlot
 from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
-from irqchip_core.hookspecs import Probe
+from irqchip_core.hookspecs import Probe, irqchip_event_registered
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute, MsiSource, PinSource, RoutingTable
 from irqchip_core.vcpu import Vcpu, Vm
 from irqchip_core.x86.chipset.chip import ChipsetIrqChip
@@ -192,7 +192,7 @@ class KvmSplitIrqChip(ChipsetIrqChip):
             return super()._change_routes(checked)
         finally:
             for gsi, source, index in taken_over:
-                self.observers.event_registered(self, gsi, source, index)
+                self.observers.notify(irqchip_event_registered, chip=self, gsi=gsi, source=source, index=index)
 
     def _check_level_events(self, routes: RoutingTable) -> None:
         for slot in self._chipset.events.slots():
