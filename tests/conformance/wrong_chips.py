@@ -340,10 +340,10 @@ class RouteLeaks(Lines):
     """A GSI sends its neighbor's message, too."""
 
     def edge(self, gsi: int, signals: int) -> Effects:
-        return (*super().edge(gsi, signals), *self._way(gsi + 1).messages)
+        return (*super().edge(gsi, signals), *self._ways[gsi + 1].messages)
 
     def drive(self, gsi: int, high: bool) -> Effects:
-        return (*super().drive(gsi, high), *(self._way(gsi + 1).messages if high else ()))
+        return (*super().drive(gsi, high), *(self._ways[gsi + 1].messages if high else ()))
 
 
 class GsiInsteadOfPin(Lines):
@@ -362,7 +362,7 @@ def _to_pin(effects: Effects, gsi: int) -> Effects:
 
 class MessageOnDeassertion(Lines):
     def drive(self, gsi: int, high: bool) -> Effects:
-        return (*super().drive(gsi, high), *(() if high else self._way(gsi).messages))
+        return (*super().drive(gsi, high), *(() if high else self._ways[gsi].messages))
 
 
 class ShorthandIgnoresTheSender(Destinations):

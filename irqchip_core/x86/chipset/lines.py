@@ -64,6 +64,38 @@ class _Way:
             self.pulse = (*(_HIGH[number] for number in inputs), *(_LOW[number] for number in inputs), *messages)
 
 
+class _Ways(dict[int, _Way]):
+    """Where the GSIs of one routing table lead, by GSI, found as they are used.
+
+    What a thread finds without a lock while the routes change stays with the table it was found in.
+
+    Attributes:
+        sharing: By input, the GSIs that lead there.
+    """
+
+    def __init__(self, routes: RoutingTable) -> None:
+        self._routes = routes
+        self.sharing: dict[int, list[int]] = {}
+        for route in routes:
+            if isinstance(route.source, PinSource):
+                self.sharing.setdefault(_input(route.source), []).append(route.gsi)
+
+    def __missing__(self, gsi: int) -> _Way:
+        inputs: list[int] = []
+        messages: list[Message] = []
+        sources = self._routes[gsi]
+        for source in sources:
+            if isinstance(source, PinSource):
+                inputs.append(_input(source))
+            elif (message := decode_msi(source.address, source.data)) is not None:
+                messages.append(message)
+        alone = all(len(self.sharing[number]) == 1 for number in inputs)
+        way = _Way(tuple(inputs), tuple(messages), alone=alone, routed=bool(sources))
+        if sources:  # hosts may name any GSI: those without a route are not kept
+            self[gsi] = way
+        return way
+
+
 class Lines:
     """The lines of a machine.
 
@@ -79,8 +111,7 @@ class Lines:
     """
 
     __slots__ = (
-        "_asserted", "_level_events", "_sharing", "_ways", "coalesced", "raised", "resample_lines", "resample_pins",
-        "routes",
+        "_asserted", "_level_events", "_ways", "coalesced", "raised", "resample_lines", "resample_pins", "routes",
     )  # fmt: skip
 
     def __init__(self, routes: RoutingTable) -> None:
@@ -92,46 +123,26 @@ class Lines:
 
     def _connect(self, routes: RoutingTable) -> None:
         self.routes = routes
-        self._ways: dict[int, _Way] = {}  # by GSI, as they are used
-        self._sharing: dict[int, list[int]] = {}  # by input: the GSIs that lead there
-        for route in routes:
-            if isinstance(route.source, PinSource):
-                self._sharing.setdefault(_input(route.source), []).append(route.gsi)
+        self._ways = _Ways(routes)
         self._find_resample_inputs()
 
     def _find_resample_inputs(self) -> None:
         inputs = 0
         for gsi in self._level_events:
-            for number in self._way(gsi).inputs:
+            for number in self._ways[gsi].inputs:
                 inputs |= 1 << number
         self.resample_lines = inputs & _PIC_INPUTS
         self.resample_pins = inputs >> _PIN_0
 
-    def _way(self, gsi: int) -> _Way:
-        way = self._ways.get(gsi)
-        if way is None:
-            inputs: list[int] = []
-            messages: list[Message] = []
-            for source in self.routes[gsi]:
-                if isinstance(source, PinSource):
-                    inputs.append(_input(source))
-                elif (message := decode_msi(source.address, source.data)) is not None:
-                    messages.append(message)
-            alone = all(len(self._sharing[number]) == 1 for number in inputs)
-            way = _Way(tuple(inputs), tuple(messages), alone=alone, routed=bool(self.routes[gsi]))
-            if way.routed:  # hosts may name any GSI: those without a route are not kept
-                self._ways[gsi] = way
-        return way
-
     def messages(self, gsi: int) -> tuple[Message, ...]:
         """The messages that `gsi` sends; a GSI that has some drives no input. Safe without a lock."""
-        return self._way(gsi).messages
+        return self._ways[gsi].messages
 
     # Devices
 
     def edge(self, gsi: int, signals: int) -> Effects:
         """An edge event of `gsi` was signalled, `signals` times since the last time: one interrupt."""
-        way = self._way(gsi)
+        way = self._ways[gsi]
         if not self._count(way, gsi, signals):
             return ()
         if way.pulse is not None and gsi not in self._asserted:
@@ -140,7 +151,7 @@ class Lines:
 
     def level(self, gsi: int, signals: int) -> Effects:
         """A level event of `gsi` was signalled: the GSI is asserted until the interrupt ends, also without a route."""
-        way = self._way(gsi)
+        way = self._ways[gsi]
         self._count(way, gsi, signals)
         return (*self._set(gsi, _LEVEL, True), *way.messages)
 
@@ -148,7 +159,7 @@ class Lines:
         """The host asserts or releases `gsi` itself; without a route that is lost. Asserting it sends its message."""
         if not high:
             return self._set(gsi, _DIRECT, False)
-        way = self._way(gsi)
+        way = self._ways[gsi]
         return (*way.messages, *self._set(gsi, _DIRECT, True)) if self._count(way, gsi, 1) else ()
 
     def add_level_event(self, gsi: int) -> None:
@@ -178,7 +189,7 @@ class Lines:
 
     def _set(self, gsi: int, source: int, high: bool) -> Effects:
         """Let `source` assert or release `gsi`. A level event waits for a route; all else is lost without one."""
-        way = self._way(gsi)
+        way = self._ways[gsi]
         if not way.routed and source != _LEVEL:
             return ()
         self._note(gsi, source, high)
@@ -197,7 +208,7 @@ class Lines:
 
     def _shared(self, number: int) -> bool:
         """Whether an input is asserted by any GSI. What was only restored does not count: nothing might release it."""
-        return any(self._asserted.get(gsi, 0) & ~_RESTORED for gsi in self._sharing.get(number, ()))
+        return any(self._asserted.get(gsi, 0) & ~_RESTORED for gsi in self._ways.sharing.get(number, ()))
 
     # Ends of interrupts
 
@@ -214,14 +225,14 @@ class Lines:
 
         All are released before any input is driven: they may share inputs.
         """
-        gsis = [gsi for gsi in self._sharing.get(ended, ()) if gsi in self._level_events]
+        gsis = [gsi for gsi in self._ways.sharing.get(ended, ()) if gsi in self._level_events]
         if not gsis:
             return ()
         for gsi in gsis:
             self._note(gsi, _LEVEL, False)
         effects: list[NamedTuple] = []
         for gsi in gsis:
-            others = [number for number in self._way(gsi).inputs if number != ended]
+            others = [number for number in self._ways[gsi].inputs if number != ended]
             effects += self._levels(others, self._asserted.get(gsi, 0))
         high = self._shared(ended)
         if high == lowered:
@@ -237,19 +248,19 @@ class Lines:
         A GSI that is asserted lets go of the inputs it loses and asserts those it gets. The end of an interrupt at an
         input that is lost cannot be seen any more: a level event is released there, and its device asked.
         """
-        old = {gsi: (self.routes[gsi], self._way(gsi).inputs) for gsi in self._asserted}
+        old = {gsi: (self.routes[gsi], self._ways[gsi].inputs) for gsi in self._asserted}
         self._connect(routes)
         effects: list[NamedTuple] = []
         resampled: list[int] = []
         moved = {gsi: inputs for gsi, (sources, inputs) in old.items() if sources != routes[gsi]}
-        lost = {gsi: [n for n in inputs if n not in self._way(gsi).inputs] for gsi, inputs in moved.items()}
+        lost = {gsi: [n for n in inputs if n not in self._ways[gsi].inputs] for gsi, inputs in moved.items()}
         for gsi in moved:
             if lost[gsi] and self._asserted[gsi] & _LEVEL:
                 self._note(gsi, _LEVEL, False)
                 resampled.append(gsi)
         for gsi in moved:
             effects += self._levels(lost[gsi], 0)
-            effects += self._levels(self._way(gsi).inputs, self._asserted.get(gsi, 0))
+            effects += self._levels(self._ways[gsi].inputs, self._asserted.get(gsi, 0))
             if not routes[gsi]:
                 self._note(gsi, _DIRECT, False)
         effects += [Resample(gsi) for gsi in resampled]
@@ -262,7 +273,7 @@ class Lines:
         """
         inputs = lines | pins << _PIN_0
         self._asserted = {
-            gsi: _RESTORED for number, gsis in self._sharing.items() if inputs >> number & 1 for gsi in gsis
+            gsi: _RESTORED for number, gsis in self._ways.sharing.items() if inputs >> number & 1 for gsi in gsis
         }
 
 

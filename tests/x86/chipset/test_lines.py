@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from irqchip_core.routes import IrqRoute, IrqSourceChip, PinSource, RoutingTable, default_routes
+from irqchip_core.x86.chipset import lines as lines_module
 from irqchip_core.x86.chipset.lines import Lines
 from irqchip_core.x86.effects import DriveLine, DrivePin, Effects, Resample
 from irqchip_core.x86.msi import Message
@@ -70,6 +72,29 @@ def test_a_gsi_without_a_route_loses_edges_and_direct_assertions_and_keeps_nothi
     for gsi in (30, 4095, 1 << 31):
         assert lines.edge(gsi, 1) == lines.drive(gsi, True) == lines.drive(gsi, False) == ()
     assert (lines.raised, lines._ways) == ({}, {})
+
+
+@pytest.mark.parametrize("moment", ["_input", "decode_msi"])
+@pytest.mark.parametrize("before", [[IrqRoute.msi(24, LAPIC, 0x41)], [pin(24, 5)]])
+@pytest.mark.parametrize("after", [[IrqRoute.msi(24, LAPIC, 0x42)], [pin(24, 6)], [pin(24, 5), pin(7, 5)], []])
+def test_a_look_without_a_lock_while_routes_change_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, moment: str, before: list[IrqRoute], after: list[IrqRoute]
+) -> None:
+    lines = Lines(table(*before))
+    look = getattr(lines_module, moment)
+
+    def interrupted(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        lines.change_routes(table(*after))
+        return look(*arguments)
+
+    monkeypatch.setattr(lines_module, moment, interrupted)
+    lines.messages(24)
+    if [*lines.routes] != after:  # this moment does not come
+        return
+    fresh = Lines(table(*after))
+    assert lines.messages(24) == fresh.messages(24)
+    assert lines.edge(24, 1) == fresh.edge(24, 1)
 
 
 def test_an_edge_on_an_asserted_gsi_leaves_it_asserted(lines: Lines) -> None:
