@@ -5,9 +5,8 @@ the ICH (I/O controller hub) data sheets. It does no I/O: it returns messages an
 owner carries them out.
 
 Left out: the APIC bus and its arbitration (messages never wait, so delivery status reads 0), and the pin
-assertion register of the ICH. Coalesced ticks of the RTC (pin 8) are not tracked here as KVM does: an
-edge-triggered pin of the hardware knows nothing of the EOI; that the previous tick was not served yet is
-what `Lapic.accept` tells.
+assertion register of the ICH. KVM tracks coalesced ticks of the RTC (pin 8) in its IOAPIC; this one does not, as an
+edge-triggered pin of the hardware receives no EOI. `Lapic.accept` returns COALESCED while the previous tick is pending.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import NamedTuple
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.routes import IOAPIC_PINS
 from irqchip_core.x86.effects import Effects, EntriesChanged, PinEnded, WakeAt
-from irqchip_core.x86.msi import DELIVERY_MODE_MASK, LOWEST_PRIORITY, VECTOR_MASK, Message, decode_redirection_entry
+from irqchip_core.x86.msi import DELIVERY_MODE_SHIFT, LOWEST_PRIORITY, VECTOR_MASK, Message, decode_redirection_entry
 from irqchip_core.x86.state import (
     IOAPIC_BASE,
     MAXIMUM_PINS,
@@ -28,33 +27,40 @@ from irqchip_core.x86.state import (
 )
 from irqchip_core.x86.state_checks import check_ioapic, check_record
 
-# Registers in memory
-IOREGSEL = 0x00  # (RW) bits 0-7 select what IOWIN shows
-IOWIN = 0x10  # (RW) 32-bit accesses only
-EOIR = 0x40  # (WO) version 0x20: bits 0-7, end of interrupt for that vector
+# fmt: off
 
-# Registers behind IOWIN
-IOAPICID = 0x00  # (RW)
-ID_MASK = 0xF << 24
-IOAPICVER = 0x01  # (RO)
-MAXIMUM_ENTRY_SHIFT = 16
-IOAPICARB = 0x02  # (RO) loaded with the id
-IOREDTBL = 0x10  # (RW) two registers an entry, low half first
+# Registers in memory (82093AA section 3.1)
+IOREGSEL            =     0x00           # (RW) selects what IOWIN shows: bits 0-7, with many pins 0-8
+IOWIN               =     0x10           # (RW) 32-bit accesses only
+EOIR                =     0x40           # (WO) version 0x20: bits 0-7, vector of the interrupt that has ended
 
-# Redirection entry. Not named: 0-7 vector, 8-10 delivery mode, 11 destination mode, 56-63 destination.
-DELIVERY_STATUS = 1 << 12  # (RO)
-POLARITY_LOW = 1 << 13
-REMOTE_IRR = 1 << 14  # (RO)
-TRIGGER_LEVEL = 1 << 15
-MASKED = 1 << 16
-ENTRY_WRITABLE_MASK = 0xFF << 56 | 0x1AFFF  # the rest is reserved and reads 0
-MESSAGE_BITS = ENTRY_WRITABLE_MASK & ~(POLARITY_LOW | MASKED)
+# Registers behind IOWIN (82093AA section 3.2)
+IOAPICID            =     0x00           # (RW)
+ID_MASK             =         0xF << 24  #      bits 24-27: id
+IOAPICVER           =     0x01           # (RO) bits 0-7: version
+MAXIMUM_ENTRY_SHIFT =         16         #      bits 16-23: number of the last entry
+IOAPICARB           =     0x02           # (RO) arbitration id: equal to the id
+IOREDTBL            =     0x10           # (RW) redirection table, two registers an entry, low half first
+ENTRY_VECTOR        =         0xFF       #      bits 0-7: vector
+ENTRY_DELIVERY_MODE =         7 << 8     #      bits 8-10: delivery mode
+ENTRY_LOGICAL       =         1 << 11    #      destination mode
+DELIVERY_STATUS     =         1 << 12    # (RO)
+POLARITY_LOW        =         1 << 13    #      input pin polarity
+REMOTE_IRR          =         1 << 14    # (RO) a level-triggered interrupt waits for its EOI
+TRIGGER_LEVEL       =         1 << 15    #      trigger mode
+MASKED              =         1 << 16    #      no interrupt
+ENTRY_DESTINATION   =         0xFF << 56 #      bits 56-63: destination
+
+# fmt: on
+
+MESSAGE_BITS = ENTRY_VECTOR | ENTRY_DELIVERY_MODE | ENTRY_LOGICAL | TRIGGER_LEVEL | ENTRY_DESTINATION
+ENTRY_WRITABLE_MASK = MESSAGE_BITS | POLARITY_LOW | MASKED
 ENTRY_READ_ONLY = DELIVERY_STATUS | REMOTE_IRR
 ENTRY_RESET = MASKED
 
 VERSION_82093AA = 0x11
 VERSION_ICH = 0x20
-"""From this version on there is an EOI register."""
+"""From this version on the IOAPIC has an EOI register."""
 
 _ENTRY_CHANGED = [EntriesChanged(1 << pin) for pin in range(MAXIMUM_PINS)]
 _PIN_ENDED = [PinEnded(pin) for pin in range(MAXIMUM_PINS)]
@@ -65,21 +71,20 @@ class Ioapic:
 
     Args:
         pins: Number of inputs, 24 to 240.
-        version: 0x11 or 0x20; with 0x20 there is an EOI register.
-        electrical: False: lines say whether the interrupt is asserted, and the polarity bit is only stored
-            (as in KVM and QEMU). True: they carry voltage levels, and the polarity bit says which
-            one asserts.
+        version: 0x11 or 0x20; 0x20 has an EOI register.
+        electrical: False: level 1 of a line asserts its interrupt, and the polarity bit is only stored (as in KVM and
+            QEMU). True: the level of a line is its voltage, and the polarity bit selects the level that asserts.
 
     Attributes:
         wake_at: When to call `expire`, nanoseconds on the owner's clock; None for never.
         resample_lines: Lines, as bits, that the owner drives anew when their interrupt has ended. The EOI takes such a
-            line low and yields `PinEnded`; otherwise it would interrupt again before the owner has had a look at it.
-        ignored: Accesses that mean nothing to the hardware.
-        sent: The entry of each pin by which it sent the level-triggered interrupt that waits for its end (remote IRR).
-        delivered, coalesced: Interrupts of each pin.
+            line low and yields `PinEnded`; otherwise the pin would interrupt again before the owner can check the line.
+        ignored: Number of accesses that have no meaning for the hardware.
+        sent: By pin: the entry with which it sent the level-triggered interrupt that waits for its EOI (remote IRR).
+        delivered, coalesced: Number of interrupts of each pin.
 
     Raises:
-        InvalidArgument: A number of pins or a version that does not exist.
+        InvalidArgument: The number of pins or the version is out of range.
     """
 
     __slots__ = (
@@ -110,14 +115,14 @@ class Ioapic:
         """Return to the state after power-up: every entry masked, every line low, counters 0."""
         self._select = 0
         self._id = 0
-        self._lines = 0  # bit n: level of line n, as set_line had it
+        self._lines = 0  # bit n: level of line n, as of the last set_line
         self.entries = [ENTRY_RESET] * self.pins
         self.sent = list(self.entries)
         self._by_vector = [0] * 256  # bit n: the entry of pin n has this vector
         self._by_vector[0] = (1 << self.pins) - 1
         # A message of its own for each pin: `refused` tells them apart.
         self._sends: list[tuple[Message]] = [(decode_redirection_entry(ENTRY_RESET),) for _ in range(self.pins)]
-        self._eois = [0] * self.pins  # in a row, with the line still asserted
+        self._eois = [0] * self.pins  # consecutive EOIs with the line still asserted
         self._storming = 0  # bit n: pin n waits for wake_at
         self.wake_at: int | None = None
         self.ignored = 0
@@ -193,11 +198,11 @@ class Ioapic:
             if entry & REMOTE_IRR:
                 return changed
             if self.resample_lines >> pin & 1:
-                # The line is what the owner remembers: it has a look before there is an interrupt for nothing.
+                # The level may be outdated: the owner checks the line first, or the interrupt may have no cause.
                 self._lower(pin)
                 return (*changed, _PIN_ENDED[pin])
             return (*changed, self._fire(pin))
-        # An edge on a masked pin is lost; but a new polarity is an edge on the pin itself.
+        # An edge on a masked pin is lost, but a change of polarity is an edge of its own.
         return changed if was_asserted else (*changed, self._fire(pin))
 
     def _store_entry(self, pin: int, entry: int) -> None:
@@ -219,7 +224,7 @@ class Ioapic:
         return level == 1
 
     def set_line(self, pin: int, level: int) -> Effects:
-        """Drive line `pin` to `level`, 0 or 1. `delivered` and `coalesced` count what becomes of it.
+        """Drive line `pin` to `level`, 0 or 1. Counted in `delivered` or `coalesced`.
 
         Raises:
             InvalidArgument: There is no such pin.
@@ -236,7 +241,7 @@ class Ioapic:
         if self.electrical and entry & POLARITY_LOW:
             level = not level
         if not level:
-            self._storming &= ~bit  # the guest does lower it, after all
+            self._storming &= ~bit  # the line is lowered: no storm
             return ()
         if _is_level(entry):
             if entry & MASKED:
@@ -258,10 +263,10 @@ class Ioapic:
         return self._sends[pin][0]
 
     def refused(self, message: Message) -> None:
-        """No local APIC accepted `message`, which this IOAPIC has just given: it is not waiting for an EOI.
+        """No local APIC accepted `message`, which this IOAPIC has just sent: the pin does not wait for an EOI.
 
-        "Remote IRR is set when local APICs accept the level interrupt" (82093AA 3.2.4). If its line is still
-        asserted it is sent again at the next `set_line`, write of its entry, or EOI of its vector.
+        Remote IRR is set only when local APICs accept the level interrupt (82093AA 3.2.4). While the line is
+        asserted the message is sent again at the next `set_line`, write of its entry, or EOI of its vector.
         """
         pins = self._by_vector[message.vector]
         while pins:
@@ -281,9 +286,9 @@ class Ioapic:
     # End of interrupt
 
     def end_of_interrupt(self, vector: int, now: int) -> Effects:
-        """Some local APIC, or the guest through the EOI register, ended level-triggered interrupt `vector`.
+        """A local APIC, or the guest by the EOI register, ended level-triggered interrupt `vector`.
 
-        Every level-triggered entry of that vector gives up its remote IRR, and interrupts again if its
+        Remote IRR of every level-triggered entry with that vector is cleared, and the pin interrupts again if its
         line is still asserted.
         """
         pins = self._by_vector[vector & VECTOR_MASK]
@@ -308,7 +313,7 @@ class Ioapic:
                 self._eois[pin] += 1
                 effects.append(self._fire(pin))
             else:
-                # A guest that does not lower its line gets to do something else for a while.
+                # The guest does not lower the line: the next interrupt is held back, so that other code can run.
                 self._eois[pin] = 0
                 self._storming |= 1 << pin
                 if self.wake_at is None:
@@ -317,7 +322,7 @@ class Ioapic:
         return tuple(effects)
 
     def expire(self, now: int) -> Effects:
-        """The time `wake_at` has come: send what was held back."""
+        """At `wake_at` or later: send the interrupts that were held back."""
         if self.wake_at is None or now < self.wake_at:
             return ()
         self.wake_at = None
@@ -334,7 +339,7 @@ class Ioapic:
     # State
 
     def state(self, now: int) -> IoapicState:
-        """Everything the guest can see or will come to feel."""
+        """All state: the registers, the lines, and the interrupts held back at time `now`."""
         return IoapicState(
             base_address=IOAPIC_BASE,
             ioregsel=self._select,
@@ -347,13 +352,13 @@ class Ioapic:
         )
 
     def set_state(self, state: IoapicState, now: int) -> Effects:
-        """Become what `state` says. Nothing is sent.
+        """Take over `state`. No message is sent before the next `expire`.
 
-        Reserved bits are dropped, and remote IRR of an edge-triggered entry. A pin that should have interrupted
-        already (KVM can save one so) does at the next `expire`.
+        Reserved bits are dropped, and so is remote IRR of an edge-triggered entry. A level-triggered pin that is
+        asserted, unmasked and without remote IRR (KVM can save one) interrupts at the next `expire`.
 
         Raises:
-            InvalidArgument: It is not the state of an IOAPIC, or of one with another number of pins.
+            InvalidArgument: `state` is not the state of an IOAPIC with this number of pins.
         """
         check_ioapic(state, self.pins, subject="Ioapic")
         self._select = state.ioregsel
@@ -378,7 +383,7 @@ class Ioapic:
     def from_state(
         cls, state: IoapicState, now: int, version: int = VERSION_ICH, *, electrical: bool = False
     ) -> Ioapic:
-        """An IOAPIC that goes on where the saved one was. Raises `InvalidArgument` as `set_state` does."""
+        """An IOAPIC with the saved `state`. Raises `InvalidArgument` as `set_state` does."""
         check_record(state, IoapicState, subject="Ioapic", argument="state")
         ioapic = cls(len(state.redirect_table), version, electrical=electrical)
         ioapic.set_state(state, now)
@@ -386,5 +391,5 @@ class Ioapic:
 
 
 def _is_level(entry: int) -> bool:
-    """Whether the interrupt waits for its EOI: only fixed and lowest-priority ones can."""
-    return entry & TRIGGER_LEVEL != 0 and entry & DELIVERY_MODE_MASK <= LOWEST_PRIORITY << 8
+    """Whether an interrupt of this entry waits for its EOI: only a fixed or lowest-priority one does."""
+    return entry & TRIGGER_LEVEL != 0 and entry & ENTRY_DELIVERY_MODE <= LOWEST_PRIORITY << DELIVERY_MODE_SHIFT

@@ -2,9 +2,9 @@
 
 One `Message` has four encodings: the address and data of an MSI (Intel SDM vol. 3, 12.11), an IOAPIC
 redirection entry (82093AA data sheet, 3.2.4), and the interrupt command register of a local APIC in
-xAPIC mode (12.6.1) and in x2APIC mode (12.12.9).
+xAPIC mode (SDM 12.6.1) and in x2APIC mode (SDM 12.12.9).
 
-Not here: who receives a message (`destinations`), and what it does there (`lapic`).
+Not here: which local APICs receive a message (`destinations`), and what they do with it (`lapic`).
 """
 
 from __future__ import annotations
@@ -38,54 +38,58 @@ ALL_EXCLUDING_SELF = 3
 
 XAPIC_BROADCAST = 0xFF
 BROADCAST = 0xFFFFFFFF
-"""Destination that names every local APIC. The 8-bit encodings have 0xFF for it."""
+"""Destination that names every local APIC: XAPIC_BROADCAST in the 8-bit encodings."""
 
-VECTOR_MASK = 0xFF
-DELIVERY_MODE_SHIFT = 8
-DELIVERY_MODE_MASK = 7 << DELIVERY_MODE_SHIFT
+# fmt: off
 
-# MSI address
-MSI_ADDRESS_BASE = 0xFEE00000
-MSI_ADDRESS_BASE_MASK = 0xFFF00000
-MSI_DESTINATION_SHIFT = 12
-MSI_REDIRECTION_HINT = 1 << 3
-MSI_DESTINATION_MODE_SHIFT = 2
-#   Bits 40-63 hold destination bits 8-31, as KVM has it with KVM_X2APIC_API_USE_32BIT_IDS.
-MSI_EXTENDED_DESTINATION_SHIFT = 32
-MSI_RESERVED_MASK = 0xFF << 32
+# Fields that MSI data, redirection entries and the interrupt command register have at the same place
+VECTOR_MASK                    = 0xFF       # bits 0-7
+DELIVERY_MODE_SHIFT            = 8          # bits 8-10
+DELIVERY_MODE_MASK             = 7 << DELIVERY_MODE_SHIFT
 
-# MSI data
-MSI_LEVEL_ASSERT = 1 << 14
-MSI_TRIGGER_MODE_SHIFT = 15
+# MSI address (SDM 12.11.1)
+MSI_DESTINATION_MODE_SHIFT     = 2
+MSI_REDIRECTION_HINT           = 1 << 3
+MSI_DESTINATION_SHIFT          = 12         # bits 12-19: bits 0-7 of the destination
+MSI_ADDRESS_BASE               = 0xFEE00000
+MSI_ADDRESS_BASE_MASK          = 0xFFF00000 # bits 20-31
+MSI_RESERVED_MASK              = 0xFF << 32
+MSI_EXTENDED_DESTINATION_SHIFT = 32         # bits 40-63: its bits 8-31, as with KVM_X2APIC_API_USE_32BIT_IDS
 
-# Redirection entry of an IOAPIC
-ENTRY_DESTINATION_MODE_SHIFT = 11
-ENTRY_TRIGGER_MODE_SHIFT = 15
-ENTRY_DESTINATION_SHIFT = 56
+# MSI data (SDM 12.11.2)
+MSI_LEVEL_ASSERT               = 1 << 14
+MSI_TRIGGER_MODE_SHIFT         = 15
 
-# Interrupt command register
-ICR_DESTINATION_MODE_SHIFT = 11
-ICR_DELIVERY_STATUS = 1 << 12
-ICR_LEVEL_SHIFT = 14
-ICR_TRIGGER_MODE_SHIFT = 15
-ICR_SHORTHAND_SHIFT = 18
-ICR_XAPIC_DESTINATION_SHIFT = 56
-ICR_X2APIC_DESTINATION_SHIFT = 32
+# Redirection entry of an IOAPIC (82093AA 3.2.4)
+ENTRY_DESTINATION_MODE_SHIFT   = 11
+ENTRY_TRIGGER_MODE_SHIFT       = 15
+ENTRY_DESTINATION_SHIFT        = 56         # bits 56-63
 
-_CACHED_MESSAGES = 4096  # a guest can make up more; the oldest then make room
+# Interrupt command register (SDM 12.6.1, 12.12.9)
+ICR_DESTINATION_MODE_SHIFT     = 11
+ICR_DELIVERY_STATUS            = 1 << 12    # (RO) not in x2APIC mode
+ICR_LEVEL_SHIFT                = 14
+ICR_TRIGGER_MODE_SHIFT         = 15
+ICR_SHORTHAND_SHIFT            = 18         # bits 18-19
+ICR_XAPIC_DESTINATION_SHIFT    = 56         # bits 56-63
+ICR_X2APIC_DESTINATION_SHIFT   = 32         # bits 32-63
+
+# fmt: on
+
+_CACHED_MESSAGES = 4096  # bounds what a guest can fill; the least recently used is dropped
 
 
 class Message(NamedTuple):
     """An interrupt message.
 
     Attributes:
-        vector: 0-255. NMI, SMI, INIT and ExtINT have no use for it.
+        vector: 0-255. Without meaning for NMI, SMI, INIT and ExtINT.
         delivery_mode: FIXED to EXTINT, 0-7.
         destination: 32 bits: an APIC id, or a set of APICs in LOGICAL mode; BROADCAST for all.
         destination_mode: PHYSICAL or LOGICAL.
         trigger_mode: EDGE or LEVEL.
-        level: 1 to assert. 0 with LEVEL is the INIT level de-assert; it means nothing else.
-        shorthand: NO_SHORTHAND to ALL_EXCLUDING_SELF; else `destination` does not count.
+        level: 1 to assert. 0 with LEVEL is the INIT level de-assert, and has no other meaning.
+        shorthand: NO_SHORTHAND to ALL_EXCLUDING_SELF; `destination` counts only with NO_SHORTHAND.
         redirection_hint: 1 to deliver to the one APIC of lowest priority among the destinations.
     """
 
@@ -106,12 +110,12 @@ def _wide(destination: int) -> int:
 
 @lru_cache(maxsize=_CACHED_MESSAGES)
 def decode_msi(address: int, data: int) -> Message | None:
-    """The message that a write of `data` (32 bits) to `address` (64 bits) is.
+    """The message that a write of `data` (32 bits) to `address` (64 bits) sends.
 
     Returns:
-        None if no local APIC listens there: bits 20-31 are not 0xFEE, or bits 32-39 are not 0.
+        None if `address` belongs to no local APIC: bits 20-31 are not 0xFEE, or bits 32-39 are not 0.
 
-    The level bit does not count: a device cannot deassert by a message (KVM: always asserted).
+    The level bit is ignored: a device cannot deassert by a message (in KVM a message always asserts).
     """
     if address & MSI_ADDRESS_BASE_MASK != MSI_ADDRESS_BASE or address & MSI_RESERVED_MASK:
         return None
@@ -151,7 +155,7 @@ def decode_redirection_entry(entry: int) -> Message:
     """The message an IOAPIC sends for redirection entry `entry` (64 bits).
 
     Only fixed and lowest-priority interrupts can be level-triggered: the others are sent as edges even
-    if the entry says level (82093AA 3.2.4, delivery mode).
+    if the entry is level-triggered (82093AA 3.2.4, delivery mode).
     """
     mode = entry >> DELIVERY_MODE_SHIFT & 7
     return Message(

@@ -2,10 +2,10 @@
 
 The primary takes lines 0-7 and the secondary 8-15; the secondary's INT output drives the primary's IR2. Beside the
 8259A there is the ELCR of PC chipsets, which makes single lines level-triggered. Source: Intel 8259A data sheet
-(231468), "Programming the 8259A"; for the ELCR Intel 82371AB (PIIX4), 4.2.3 and 4.2.6.
+(231468), "Programming the 8259A"; for the ELCR Intel 82371AB (PIIX4) data sheet (290562), registers ELCR1 and ELCR2.
 
-One thing is not as in the data sheet, and on purpose: an edge stays requested when its line falls before the
-acknowledge, since a device that signals an event raises and lowers its line at once.
+One difference from the data sheet is deliberate: an edge stays requested when its line falls before the acknowledge,
+since a device that signals an event raises and lowers its line at once.
 
 Left out, as in every PC chipset: MCS-80/85 mode, buffered mode, and ICW3 (the wiring is fixed).
 """
@@ -27,32 +27,42 @@ ELCR_PORTS = (0x4D0, 0x4D1)
 CASCADE = 2
 """The primary's input that the secondary drives."""
 SPURIOUS = 7
-"""The line an 8259A reports when it is acknowledged but nothing is requested."""
+"""The line that an 8259A reports when it is acknowledged while nothing is requested."""
 
-ICW1 = 0x10
-ICW1_IC4 = 0x01  # ICW4 follows
-ICW1_SNGL = 0x02  # single: no cascade, no ICW3
-ICW1_LTIM = 0x08  # all lines level-triggered
-ICW2_BASE = 0xF8
-ICW4_AEOI = 0x02
-ICW4_SFNM = 0x10
-OCW3 = 0x08
-OCW3_RIS = 0x01  # with RR: read ISR instead of IRR
-OCW3_RR = 0x02
-OCW3_P = 0x04
-OCW3_SMM = 0x20  # with ESMM: special mask mode on
-OCW3_ESMM = 0x40
-OCW2_LINE = 0x07
-OCW2_EOI = 0x20
-OCW2_SL = 0x40  # the line is in bits 0-2
-OCW2_R = 0x80
-POLL_PENDING = 0x80
+# fmt: off
+
+# What is written to the command port: ICW1 has bit 4 set, OCW3 bit 3, OCW2 neither
+ICW1         =     0x10         # starts the initialization
+ICW1_IC4     =         1 << 0   #     ICW4 follows
+ICW1_SNGL    =         1 << 1   #     single: no cascade, no ICW3
+ICW1_LTIM    =         1 << 3   #     all lines level-triggered
+# OCW2 ends interrupts and rotates priorities
+OCW2_LINE    =         7 << 0   #     bits 0-2: the line, with SL
+OCW2_EOI     =         1 << 5   #     end of interrupt
+OCW2_SL      =         1 << 6   #     specific: the line is given
+OCW2_R       =         1 << 7   #     rotate
+OCW3         =     0x08         # selects what reads give
+OCW3_RIS     =         1 << 0   #     with RR: ISR instead of IRR
+OCW3_RR      =         1 << 1   #     read register
+OCW3_P       =         1 << 2   #     poll
+OCW3_SMM     =         1 << 5   #     with ESMM: special mask mode on
+OCW3_ESMM    =         1 << 6   #     enable special mask mode: SMM counts
+
+# What is written to the data port after ICW1: ICW2, ICW3 and ICW4; else OCW1, the mask
+ICW2_BASE    =         0xF8     #     bits 3-7: vector of line 0
+ICW4_AEOI    =         1 << 1   #     automatic EOI
+ICW4_SFNM    =         1 << 4   #     special fully nested mode
+
+# What a poll reads: the line in bits 0-2, and
+POLL_PENDING =         1 << 7   #     an interrupt was requested
+
+# fmt: on
 
 _INT_CHANGED = ((IntChanged(False),), (IntChanged(True),))
 _LINE_ENDED = [[LineEnded(line, lowered) for line in range(16)] for lowered in (False, True)]
 
 _CASCADE_BIT = 1 << CASCADE
-_NONE = 8  # rank of nothing: below all lines
+_NONE = 8  # rank if there is no line: below all lines
 _READY, _ICW2, _ICW3, _ICW4 = (int(state) for state in PicInitState)
 
 _REGISTERS = {port: at for at, port in enumerate((*COMMAND_PORTS, *DATA_PORTS, *ELCR_PORTS))}
@@ -64,7 +74,7 @@ _RANKS = tuple(
     bytes(next((rank for rank in range(8) if lines >> (lowest + rank & 7) & 1), _NONE) for lines in range(256))
     for lowest in range(8)
 )
-"""_RANKS[priority_add][lines]: rank of the best line, 0 the best; 8 if there is none."""
+"""_RANKS[priority_add][lines]: rank of the line with the highest priority, from 0, the highest; 8 if there is none."""
 
 
 class _Controller:
@@ -77,7 +87,7 @@ class _Controller:
     )  # fmt: skip
 
     def __init__(self, slave_line: int, elcr_mask: int, state: PicState) -> None:
-        self.slave_line = slave_line  # the input another 8259A drives, or -1
+        self.slave_line = slave_line  # the input that another 8259A drives, or -1
         self.elcr_mask = elcr_mask
         self.lines = state.last_irr
         self.irr = state.irr
@@ -97,7 +107,7 @@ class _Controller:
         self.single_mode = state.single_mode
         self.level_triggered = state.level_triggered
         self.elcr = state.elcr
-        self.level = 0xFF if self.level_triggered else self.elcr  # lines whose request is their level
+        self.level = 0xFF if self.level_triggered else self.elcr  # bit n: the request of line n follows its level
 
     def state(self) -> PicState:
         return PicState(
@@ -122,7 +132,7 @@ class _Controller:
         )
 
     def drive(self, bit: int, high: bool) -> None:
-        """Put an input at a level."""
+        """Drive an input high or low."""
         if high:
             # A level line requests whenever it is high, an edge line only when it rises.
             if not self.lines & bit or self.level & bit:
@@ -134,16 +144,16 @@ class _Controller:
                 self.irr &= ~bit
 
     def set_level(self) -> None:
-        """Decide anew which inputs are level-triggered; their requests become their levels."""
+        """Recompute which inputs are level-triggered; their requests become their levels."""
         self.level = level = 0xFF if self.level_triggered else self.elcr
         self.irr = self.irr & ~level | self.lines & level
 
     def blocking(self) -> int:
-        """In-service lines that count for priority: in special mask mode not the masked ones ("Special Mask Mode")."""
+        """Lines in service that block lower ones: in special mask mode only unmasked lines ("Special Mask Mode")."""
         return self.isr & ~self.imr if self.special_mask else self.isr
 
     def deliverable(self) -> int:
-        """The line that INT stands for now, or -1."""
+        """The line whose interrupt INT requests now, or -1."""
         requests = self.irr & ~self.imr
         if not requests:
             return -1
@@ -158,7 +168,7 @@ class _Controller:
         return line
 
     def set_lowest(self, line: int) -> None:
-        """Rotate: `line` gets the lowest priority."""
+        """Rotate the priorities: `line` gets the lowest."""
         self.priority_add = line + 1 & 7
         self.ranks = _RANKS[line + 1 & 7]
 
@@ -166,16 +176,16 @@ class _Controller:
 class Pic:
     """The pair of 8259As.
 
-    Register accesses are those of a guest: none raises, and one with another size or port is ignored, and counted.
-    Each access answers with effects: `IntChanged`, and `LineEnded` for each interrupt that was ended by an EOI, an
-    automatic EOI, or an initialization that threw it away.
+    Register accesses are those of a guest: none raises an exception, and one with another size or port is ignored, and
+    counted. Each access answers with effects: `IntChanged`, and `LineEnded` for each interrupt that was ended by an
+    EOI or an automatic EOI, or discarded by an initialization.
 
     Attributes:
-        interrupt_requested: The INT output to the processor. When set, and the processor can take an interrupt,
-            call `acknowledge`.
-        resample_lines: Lines 0-15, as bits, that the owner drives anew when their interrupt has ended. The end takes
-            such a line low before INT follows, if it is level-triggered, as KVM does it; otherwise it would request
-            once more before the owner has had a look at it.
+        interrupt_requested: The INT output to the processor. While it is set, call `acknowledge` as soon as the
+            processor can take an interrupt.
+        resample_lines: Lines 0-15, as bits, that the owner drives anew when their interrupt has ended. If such a line
+            is level-triggered, the end takes it low before INT follows, as in KVM; otherwise it would request again
+            before the owner can check the line.
         ignored: Number of accesses that were ignored.
     """
 
@@ -190,17 +200,17 @@ class Pic:
     def __init__(self) -> None:
         self.resample_lines = 0
         self.ignored = 0
-        self._ended = 0  # bit n: the interrupt of line n has ended, and no effect has said so yet
-        self._lowered = 0  # bit n: likewise, the line was taken low
-        self._int = False  # what IntChanged had last
+        self._ended = 0  # bit n: the interrupt of line n has ended, and its LineEnded is not returned yet
+        self._lowered = 0  # bit n: of these, the line was taken low
+        self._int = False  # INT as of the last IntChanged
         self._load(PicState(), PicState())
 
     @classmethod
     def from_state(cls, primary: PicState, secondary: PicState) -> Pic:
-        """A pair that goes on where the one of these records was.
+        """A pair with the state of these records.
 
         Raises:
-            InvalidArgument: One is no record of its 8259A.
+            InvalidArgument: A record is not one of its 8259A.
         """
         check_pic(primary, PicSelect.PRIMARY, subject="PIC", argument="primary")
         check_pic(secondary, PicSelect.SECONDARY, subject="PIC", argument="secondary")
@@ -210,10 +220,10 @@ class Pic:
         return pic
 
     def set_state(self, select: PicSelect, state: PicState) -> Effects:
-        """Let one of the two go on where that of the record was.
+        """Take over the state of one 8259A.
 
         Raises:
-            InvalidArgument: It is no record of this 8259A.
+            InvalidArgument: `state` is no record of this 8259A.
         """
         check_pic(state, select, subject="PIC")
         states = [chip.state() for chip in self._chips]
@@ -225,13 +235,13 @@ class Pic:
         self._primary = _Controller(CASCADE, ELCR_MASKS[0], primary)
         self._secondary = _Controller(-1, ELCR_MASKS[1], secondary)
         self._chips = (self._primary, self._secondary)
-        # The level of the wire between the two. It is what the secondary's INT is, whatever the primary saw last: KVM
-        # lowers it at once after each edge, and one of the two records may be new.
+        # The level of the wire between the two, which is the secondary's INT. The primary's record may differ: KVM
+        # lowers it at once after each edge, and only one of the two records may be new.
         self._cascade = bool(primary.last_irr & _CASCADE_BIT)
         self._update()
 
     def _effects(self) -> Effects:
-        """The effects since the last call."""
+        """The effects of all changes since the last call."""
         ended, high = self._ended, self.interrupt_requested
         if not ended:
             if high == self._int:
@@ -256,7 +266,7 @@ class Pic:
     # Inputs and the processor's side
 
     def set_line(self, line: int, high: bool) -> Effects:
-        """Drive line 0-15 high or low. Driving it as it is already driven changes nothing.
+        """Drive line 0-15 high or low. Driving it to the level that it has changes nothing.
 
         Raises:
             InvalidArgument: There is no such line.
@@ -277,8 +287,8 @@ class Pic:
     def acknowledge(self) -> tuple[int, Effects]:
         """The two INTA cycles of the processor: returns the vector, and effects.
 
-        With nothing requested it is that of line 7 (of line 15 if only the secondary has nothing), and no line
-        comes into service ("Interrupt Sequence").
+        If nothing is requested it is the vector of line 7 (of line 15 if only the secondary has no request), and no
+        line comes into service ("Interrupt Sequence").
         """
         vector = self._inta()
         return vector, self._effects()
@@ -291,7 +301,7 @@ class Pic:
         if line != CASCADE or primary.single_mode:
             if primary.auto_eoi or line == CASCADE:
                 self._update()
-            else:  # it was the best, and in service it holds back itself and all others
+            else:  # it has the highest priority, so in service it blocks all lines
                 self._line = -1
                 self.interrupt_requested = False
             return primary.irq_base + line
@@ -306,7 +316,7 @@ class Pic:
         return secondary.irq_base + line
 
     def _serve(self, chip: _Controller, line: int) -> None:
-        """What INTA does in one controller."""
+        """Acknowledge `line` in one controller."""
         bit = 1 << line
         chip.irr &= ~bit | chip.level
         if chip.auto_eoi:
@@ -316,7 +326,7 @@ class Pic:
         else:
             chip.isr |= bit
         if chip is self._secondary:
-            # INTA takes INT down; if more is pending it rises again, which the primary sees as an edge.
+            # INTA lowers INT; if more is pending it rises again, which is an edge for the primary.
             self._cascade = False
             self._primary.drive(_CASCADE_BIT, False)
 
@@ -329,7 +339,7 @@ class Pic:
             self._lowered |= line
 
     def _update(self) -> None:
-        """Let the outputs follow the registers."""
+        """Set the outputs according to the registers."""
         secondary = self._secondary
         cascade = bool(secondary.irr) and secondary.deliverable() >= 0
         if cascade != self._cascade:
@@ -341,10 +351,10 @@ class Pic:
     # Registers
 
     def read(self, port: int, size: int) -> tuple[int, Effects]:
-        """Read a port: 0x20, 0x21, 0xA0, 0xA1, 0x4D0 or 0x4D1, of 1 byte; anything else gives 0. And effects.
+        """Read 1 byte of port 0x20, 0x21, 0xA0, 0xA1, 0x4D0 or 0x4D1, and return it with effects; else 0.
 
-        After a poll command the next read, of either port, acknowledges: it gives the line with bit 7 set, or 7
-        when there is none ("Poll Command").
+        After a poll command the next read of either port acknowledges: it returns the line with bit 7 set, or 7
+        if nothing is requested ("Poll Command").
         """
         register = _REGISTERS.get(port)
         if register is None or size != 1:
@@ -366,7 +376,7 @@ class Pic:
         return POLL_PENDING | line, self._effects()
 
     def write(self, port: int, size: int, value: int) -> Effects:
-        """Write a port: 0x20, 0x21, 0xA0, 0xA1, 0x4D0 or 0x4D1, of 1 byte; anything else is ignored."""
+        """Write 1 byte to port 0x20, 0x21, 0xA0, 0xA1, 0x4D0 or 0x4D1; any other access is ignored."""
         register = _REGISTERS.get(port)
         if register is None or size != 1:
             self.ignored += 1
@@ -406,7 +416,7 @@ class Pic:
         chip.init_state = _ICW2
 
     def _icw(self, chip: _Controller, value: int) -> None:
-        """Take ICW2, ICW3 or ICW4, and wait for the next that was announced."""
+        """Take ICW2, ICW3 or ICW4; then the next one that ICW1 announced is expected."""
         after = _ICW4 if chip.use_4_byte_icw else _READY
         if chip.init_state == _ICW2:
             chip.irq_base = value & ICW2_BASE
@@ -431,7 +441,7 @@ class Pic:
             if value & OCW2_SL:
                 line = value & OCW2_LINE
             else:
-                # Special mask mode hides a masked line in service from this ("Special Mask Mode").
+                # In special mask mode a non-specific EOI ends no masked line ("Special Mask Mode").
                 rank = chip.ranks[chip.blocking()]
                 if rank == _NONE:
                     return

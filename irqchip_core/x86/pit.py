@@ -1,8 +1,8 @@
 """The 8254 interval timer of a PC, with the speaker port 0x61, as a part without I/O.
 
-Time is whole CLK pulses since the part was made: pulse n comes at n / 1193182 s on the caller's clock, so nothing
-ever drifts. Source: Intel 8254 data sheet (231164), "Programming the 8254"; for port 0x61 Intel 82371AB (PIIX4),
-4.2.5.
+Time is counted in whole CLK pulses since the part was made: pulse n comes at n / 1193182 s on the caller's clock, so
+nothing drifts. Source: Intel 8254 data sheet (231164), "Programming the 8254"; for port 0x61 Intel 82371AB (PIIX4) data
+sheet (290562), register NMISC.
 
 Left out: the NMI bits of port 0x61 read 0.
 """
@@ -11,25 +11,28 @@ from __future__ import annotations
 
 from irqchip_core.x86.effects import Effects, TimerRose, WakeAt
 from irqchip_core.x86.lapic_timer import SHORTEST_PERIOD
-from irqchip_core.x86.pit_counter import CONTROL_ACCESS_SHIFT, CONTROL_SELECT_SHIFT, Counter
+from irqchip_core.x86.pit_counter import CONTROL_ACCESS, CONTROL_ACCESS_SHIFT, CONTROL_SELECT_SHIFT, Counter
 from irqchip_core.x86.state import KVM_PIT_FLAGS_SPEAKER_DATA_ON, PIT_WIRED_GATES, PitState
 from irqchip_core.x86.state_checks import check_pit
 
 FREQUENCY = 1_193_182
 """CLK in Hz."""
-COUNTER_PORTS = 0x40  # 0x40-0x42
-CONTROL_PORT = 0x43
-SPEAKER_PORT = 0x61
+# fmt: off
 
-READ_BACK = 3  # in the control word's select bits
-READ_BACK_NO_COUNT = 0x20
-READ_BACK_NO_STATUS = 0x10
-READ_BACK_COUNTER_0 = 0x02  # counters 1 and 2 above it
+COUNTER_PORTS       =     0x40        # (RW) counters 0-2: ports 0x40-0x42
+CONTROL_PORT        =     0x43        # (WO) a control word, whose fields `pit_counter` has, or:
+READ_BACK           =         3       #      bits 6-7, the select bits: read-back command
+READ_BACK_COUNTER_0 =         1 << 1  #      counters 1 and 2 follow in bits 2 and 3
+READ_BACK_NO_STATUS =         1 << 4  #      1: the status is not latched
+READ_BACK_NO_COUNT  =         1 << 5  #      1: the count is not latched
+SPEAKER_PORT        =     0x61        # (RW)
+SPEAKER_GATE        =         1 << 0  #      gate of counter 2
+SPEAKER_DATA        =         1 << 1  #      OUT of counter 2 drives the speaker
+SPEAKER_REFRESH     =         1 << 4  # (RO) toggles at each refresh of the memory
+SPEAKER_OUTPUT      =         1 << 5  # (RO) OUT of counter 2
 
-SPEAKER_GATE = 0x01
-SPEAKER_DATA = 0x02
-SPEAKER_REFRESH = 0x10  # toggles at each refresh of the memory
-SPEAKER_OUTPUT = 0x20
+# fmt: on
+
 REFRESH_PULSES = 18
 """CLK pulses between two memory refreshes, 15 microseconds."""
 
@@ -40,12 +43,12 @@ class Pit:
     """The three counters and the speaker port.
 
     Counter 0's OUT is the timer interrupt, counter 2's goes to the speaker; the gates of 0 and 1 are always high. All
-    outputs are high until a first control word. Register accesses are those of a guest: none raises, and one with
-    another size or port is ignored, and counted.
+    outputs are high until a first control word. Register accesses are those of a guest: none raises an exception,
+    and one with another size or port is ignored, and counted.
 
     Args:
-        now: The time of the first CLK pulse, in ns, on the clock that all later times are of. A time before the last
-            one counts as the last one.
+        now: The time of the first CLK pulse, in ns, on the clock of all later times. A time earlier than the previous
+            one counts as that.
 
     Attributes:
         ignored: Number of accesses that were ignored.
@@ -62,13 +65,13 @@ class Pit:
 
     @classmethod
     def from_state(cls, state: PitState, now: int) -> Pit:
-        """A timer that goes on at `now`, on any clock, where the one of this record was.
+        """A timer with the state of this record, which continues at `now`, on any clock.
 
-        Counters of a record of KVM's, and those whose count or mode was changed in the record, start their count anew,
-        as all do in KVM_SET_PIT2.
+        A counter of a record of KVM's, and one whose count or mode was edited in the record, starts its count anew, as
+        all counters do in KVM_SET_PIT2.
 
         Raises:
-            InvalidArgument: The record is not one of an 8254.
+            InvalidArgument: `state` is no record of an 8254.
         """
         check_pit(state, subject="PIT")
         pit = cls(now - state.age)
@@ -78,7 +81,7 @@ class Pit:
         return pit
 
     def state(self, now: int) -> PitState:
-        """All there is to save, at `now`."""
+        """All state, at `now`."""
         self._advance(now)
         channels = []
         for counter in self._counters:
@@ -95,9 +98,9 @@ class Pit:
     # Time
 
     def expire(self, now: int) -> Effects:
-        """The time has come, or counter 0 may have been programmed: what the timer has raised, and when it does next.
+        """Raise the timer interrupts up to `now`, and give the time of the next, also after counter 0 was programmed.
 
-        Both are of one instant: an edge between the two would be neither raised nor waited for.
+        Both answers are of one instant: an edge between them would be neither raised nor waited for.
         """
         edges = self.take_rising_edges(now)
         when = self.next_rising_edge(now)
@@ -117,9 +120,9 @@ class Pit:
         return self._origin - -tick * _SECOND // FREQUENCY
 
     def next_rising_edge(self, now: int) -> int | None:
-        """When counter 0's OUT rises next, in ns, later than `now`; None if it does not, as programmed.
+        """When counter 0's OUT rises next, in ns, later than `now`; None if it does not.
 
-        Any write may change the answer.
+        Any write to the counter or its control word may change the answer.
         """
         counter = self._counters[0]
         counter.advance(self._advance(now))
@@ -127,7 +130,7 @@ class Pit:
         return None if tick is None else self._time(tick)
 
     def take_rising_edges(self, now: int) -> int:
-        """How often counter 0's OUT has risen since this was last asked: the timer interrupts to raise."""
+        """How often counter 0's OUT has risen since the last call: the number of timer interrupts to raise."""
         counter = self._counters[0]
         counter.advance(self._advance(now))
         edges = counter.rising_edges
@@ -143,7 +146,7 @@ class Pit:
     # Registers
 
     def read(self, port: int, size: int, now: int) -> int:
-        """Read port 0x40-0x42 or 0x61, of 1 byte; anything else, 0x43 included, gives 0."""
+        """Read 1 byte of port 0x40-0x42 or 0x61; any other read, 0x43 included, returns 0."""
         if size != 1:
             self.ignored += 1
             return 0
@@ -166,7 +169,7 @@ class Pit:
         return 0
 
     def write(self, port: int, size: int, value: int, now: int) -> Effects:
-        """Write port 0x40-0x43 or 0x61, of 1 byte; anything else is ignored."""
+        """Write 1 byte to port 0x40-0x43 or 0x61; any other write is ignored."""
         if size != 1:
             self.ignored += 1
             return ()
@@ -205,7 +208,7 @@ class Pit:
             return
         counter = self._counters[select]
         counter.advance(tick)
-        if value >> CONTROL_ACCESS_SHIFT & 3:
+        if value >> CONTROL_ACCESS_SHIFT & CONTROL_ACCESS:
             counter.set_control(value)
         else:
             counter.latch_count()

@@ -1,25 +1,35 @@
 """One counter of an 8254, in whole CLK pulses; what `pit.Pit` is made of.
 
-It is brought up to date when it is looked at, in closed form, however many pulses that is after. Source: Intel 8254
-data sheet (231164), "Programming the 8254" and "Mode Definitions".
+`advance` computes its state after any number of pulses in closed form. Source: Intel 8254 data sheet
+(231164), "Programming the 8254" and "Mode Definitions".
 
-A count of 1 is illegal in modes 2 and 3. Here OUT then stays high in mode 2, and mode 3 counts it as 2.
+A count of 1 is illegal in modes 2 and 3. With it OUT stays high here in mode 2, and mode 3 counts it as 2.
 """
 
 from __future__ import annotations
 
 from irqchip_core.x86.state import MODE_UNKNOWN, PitChannelState, PitCounting, PitRwMode, PitRwState
 
-CONTROL_BCD = 0x01
-CONTROL_MODE_SHIFT = 1  # 3 bits
-CONTROL_ACCESS_SHIFT = 4  # 2 bits: a PitRwMode; 0 is the counter latch command
-CONTROL_SELECT_SHIFT = 6  # 2 bits: the counter, or read-back
-STATUS_OUTPUT = 0x80
-STATUS_NULL_COUNT = 0x40
+# fmt: off
+
+# Control word
+CONTROL_BCD          =     1 << 0  # the count is four decimal digits
+CONTROL_MODE_SHIFT   =     1       # bits 1-3: mode, 0-5; 6 and 7 are 2 and 3
+CONTROL_MODE         =         7
+CONTROL_ACCESS_SHIFT =     4       # bits 4-5: a PitRwMode; 0 is the counter latch command
+CONTROL_ACCESS       =         3
+CONTROL_SELECT_SHIFT =     6       # bits 6-7: number of the counter, or read-back
+
+# Status byte: bits 0-5 of the control word, and
+STATUS_CONTROL       =     0x3F
+STATUS_NULL_COUNT    =     1 << 6  # the count written last is not loaded yet
+STATUS_OUTPUT        =     1 << 7  # level of OUT
+
+# fmt: on
 
 _LSB, _MSB, _WORD0, _WORD1 = (int(state) for state in PitRwState if state)
 _SHIFTS = (0, 0, 8, 0, 8)
-"""For each PitRwState, the shift to the byte it moves."""
+"""For each PitRwState, the shift to the byte that it transfers."""
 _LEVEL_GATE = (True, False, True, True, True, False)
 """By mode: a low gate stops the counting."""
 _EDGE_GATE = (False, True, True, True, False, True)
@@ -27,16 +37,16 @@ _EDGE_GATE = (False, True, True, True, False, True)
 
 
 def _length(count: int, bcd: bool) -> int:
-    """Pulses it takes from `count` to 0; from 0 a whole round."""
+    """Number of pulses from `count` to 0; from 0 a whole cycle."""
     if not bcd:
         return count or 0x10000
-    # A digit above 9 is counted down as it is.
+    # A digit above 9 is counted down from its value.
     digits = (count & 0xF) + (count >> 4 & 0xF) * 10 + (count >> 8 & 0xF) * 100 + (count >> 12) * 1000
     return digits or 10000
 
 
 def _subtract(count: int, pulses: int, bcd: bool) -> int:
-    """`count` after so many decrements."""
+    """`count` after `pulses` decrements."""
     if not bcd:
         return count - pulses & 0xFFFF
     result = 0
@@ -51,12 +61,12 @@ def _subtract(count: int, pulses: int, bcd: bool) -> int:
 
 
 def _mode(control: int) -> int:
-    mode = control >> CONTROL_MODE_SHIFT & 7
-    return mode & 3 if mode > 5 else mode  # 6 and 7 are 2 and 3
+    mode = control >> CONTROL_MODE_SHIFT & CONTROL_MODE
+    return mode & 3 if mode > 5 else mode
 
 
 def _is_of(counting: PitCounting, channel: PitChannelState) -> bool:
-    """Whether it is that of the control word and the count that the channel has."""
+    """Whether `counting` belongs to the control word and the count of the channel."""
     control = counting.control
     found = (_mode(control), control >> CONTROL_ACCESS_SHIFT, control & CONTROL_BCD, counting.count_register)
     return found == (channel.mode, channel.rw_mode, channel.bcd, channel.count & 0xFFFF)
@@ -65,7 +75,7 @@ def _is_of(counting: PitCounting, channel: PitChannelState) -> bool:
 class Counter:
     """One counter, as it is after CLK pulse `tick`.
 
-    Programs and the gate act between two pulses: call `advance` first, with the last pulse that came.
+    Accesses and the gate act between two pulses: call `advance` first, with the number of the last pulse.
     """
 
     __slots__ = (
@@ -104,7 +114,7 @@ class Counter:
         self.count_register = self.write_latch = 0
         self.element = self.elapsed = 0
         self.length = _length(0, False)
-        self.controlled = False  # there was a control word
+        self.controlled = False  # a control word was written
         self.count_written = self.null_count = self.load = self.running = self.armed = False
         self.output = True
         self.rising_edges = 0
@@ -115,7 +125,7 @@ class Counter:
     # Time
 
     def advance(self, tick: int) -> None:
-        """Let all CLK pulses up to `tick` happen."""
+        """Count all CLK pulses up to `tick`."""
         pulses = tick - self.tick
         if pulses <= 0:
             return
@@ -166,7 +176,7 @@ class Counter:
         self.output = self.length == 1 or elapsed != self.length - 1
 
     def _half(self) -> int:
-        """Mode 3: pulses of the half cycle that OUT tells, the high one is longer by one if the count is odd."""
+        """Mode 3: pulses of the present half cycle; the one with OUT high is longer by one if the count is odd."""
         return self.length + 1 >> 1 if self.output else self.length >> 1 or 1
 
     def _square(self, elapsed: int) -> None:
@@ -190,7 +200,7 @@ class Counter:
         self.output = high
 
     def next_rising_edge(self) -> int | None:
-        """The pulse at which OUT rises next if nobody interferes; None if it does not."""
+        """The pulse at which OUT rises next without an access or a change of the gate; None if it does not."""
         mode, output, tick, elapsed, length, armed = (
             self.mode, self.output, self.tick, self.elapsed, self.length, self.armed,
         )  # fmt: skip
@@ -215,7 +225,7 @@ class Counter:
         return tick + length - elapsed + (mode > 3) if armed else None
 
     def count(self) -> int:
-        """What a program reads as the count."""
+        """The count, as a program reads it."""
         if not self.running:
             return self.element
         if self.mode == 3:
@@ -223,7 +233,7 @@ class Counter:
         return _subtract(self.element, self.elapsed, self.bcd)
 
     def _stop(self) -> None:
-        """Hold the count as it is until the next load."""
+        """Stop counting, and keep the count until the next load."""
         self.element = self.count()
         self.elapsed = 0
         self.running = self.load = False
@@ -231,11 +241,11 @@ class Counter:
     # Programming
 
     def set_control(self, value: int) -> None:
-        """Take a control word: OUT goes to the mode's initial level at once, and the counter waits for a count."""
+        """Take a control word: OUT goes to the mode's initial level, and counting stops until a count is written."""
         self._stop()
         self.controlled = True
-        self.control = value & 0x3F
-        self.access = value >> CONTROL_ACCESS_SHIFT & 3
+        self.control = value & STATUS_CONTROL
+        self.access = value >> CONTROL_ACCESS_SHIFT & CONTROL_ACCESS
         self.mode = _mode(value)
         self.bcd = bool(value & CONTROL_BCD)
         self.read_state = self.write_state = self.access
@@ -266,7 +276,7 @@ class Counter:
         mode = self.mode
         if mode == 0:
             self.set_output(False)
-        # Modes 2 and 3 finish their cycle first, once started; 1 and 5 wait for the gate.
+        # Once started, modes 2 and 3 complete their cycle before they load; 1 and 5 load when the gate rises.
         if mode in (0, 4) or (mode in (2, 3) and not self.count_written):
             self.load = True
         self.count_written = self.null_count = True
@@ -280,13 +290,13 @@ class Counter:
         self.gate = high
 
     def latch_count(self) -> None:
-        """Hold the count until it is read; one that is held already stays."""
+        """Latch the count until it is read; a count that is latched already stays."""
         if not self.latch_state:
             self.latch = self.count()
             self.latch_state = self.access
 
     def latch_status(self) -> None:
-        """Hold the status until it is read; one that is held already stays."""
+        """Latch the status until it is read; a status that is latched already stays."""
         if not self.status_latched:
             self.status = (
                 (STATUS_OUTPUT if self.output else 0) | (STATUS_NULL_COUNT if self.null_count else 0) | self.control
@@ -294,7 +304,7 @@ class Counter:
             self.status_latched = True
 
     def read(self) -> int:
-        """A byte of the status or count that is held, or else of the count as it is."""
+        """A byte: of the latched status, else of the latched count, else of the present count."""
         if self.status_latched:
             self.status_latched = False
             return self.status
@@ -359,7 +369,7 @@ class Counter:
         return counter
 
     def _go_on(self, counting: PitCounting) -> None:
-        """Count where the saved counter was."""
+        """Continue where the saved counter was."""
         self.set_control(counting.control)
         self.count_written = counting.count_written
         self.null_count = counting.null_count
@@ -376,4 +386,4 @@ class Counter:
         """Take control word and count as if a program had written them now."""
         self.set_control(state.rw_mode << CONTROL_ACCESS_SHIFT | state.mode << CONTROL_MODE_SHIFT | state.bcd)
         self.count_written = True
-        self.load = self.mode not in (1, 5)  # which wait for the gate
+        self.load = self.mode not in (1, 5)  # modes 1 and 5 load when the gate rises
