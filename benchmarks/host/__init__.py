@@ -1,0 +1,1 @@
+"""What the host pays: exits, events, routes, creation, starting. See `__main__`."""
