@@ -43,13 +43,19 @@ from irqchip_core.exits import (
     SystemEventExit,
     UnknownExit,
 )
-from irqchip_core.vcpu import VcpuX86_64, Vm
+from irqchip_core.vcpu import VcpuX86_64
 from irqchip_core.x86.chip import IrqChipX86_64
 
 KICK_SECONDS = 0.2
 """How long `stop_vcpus` waits for a kicked vCPU before it kicks it again."""
 
 _INTERRUPTED = VcpuRunState.INTERRUPTED
+
+
+class VcpuMaker(Protocol):
+    """A VM (`irqchip_core.vcpu.Vm`), as far as a loop needs it."""
+
+    def create_vcpu(self, vcpu_id: int) -> VcpuX86_64: ...
 
 
 class VcpuLoop:
@@ -95,7 +101,7 @@ class VcpuLoop:
     @contextmanager
     def made(
         cls,
-        vm: Vm,
+        vm: VcpuMaker,
         chip: IrqChipX86_64,
         vcpu_id: int,
         io_bus: Bus,
@@ -105,7 +111,7 @@ class VcpuLoop:
         """Make a vCPU on the calling thread, for as long as the context lasts.
 
         Args:
-            vm: Where the vCPU is made.
+            vm: Where the vCPU is made: the VM, or what makes other vCPUs of the VM's.
             chip: The chip that gets it.
             vcpu_id: Number of the vCPU, from 0.
             io_bus: The I/O ports.
@@ -240,7 +246,7 @@ class VcpuThread(threading.Thread):
 
     def __init__(
         self,
-        vm: Vm,
+        vm: VcpuMaker,
         chip: IrqChipX86_64,
         vcpu_id: int,
         io_bus: Bus,

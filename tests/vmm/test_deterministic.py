@@ -10,18 +10,23 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from typing_extensions import override
 
 from irqchip_core.chip import IrqChipCap
 from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import InvalidArgument, NothingSuitable
+from irqchip_core.events import IrqEdgeEvent, IrqEventSource, PlatformDeviceId
+from irqchip_core.routes import IrqRoute, default_routes
 from irqchip_core.selection import create_vm
-from irqchip_core.testing import FakeVcpu
+from irqchip_core.testing import FakeVcpu, FakeVm
+from irqchip_core.vcpu import VcpuX86_64
 from irqchip_core.x86.registers import Regs
 from irqchip_vmm import Machine, Outcome, RunResult, load_file
 from irqchip_vmm.guest import demonstration_guest
 from irqchip_vmm.machine import VIRTUAL_WALL_TIME
 from irqchip_vmm.report import demonstration_problems, totals
-from irqchip_vmm.trace import HEADING, trace
+from irqchip_vmm.trace import HEADING, ChipChange, InjectedInterrupt, Trace
+from tests.core.table_chip import TableChip
 from tests.guests.assemble import GUESTS
 
 pytestmark = [pytest.mark.usefixtures("no_leaks"), pytest.mark.timeout(300)]
@@ -34,9 +39,7 @@ COMMAND = [sys.executable, "-m", "irqchip_core", "run"]
 def run(vcpu_count: int) -> tuple[str, RunResult, int]:
     """Run the demonstration guest; returns its trace, the result, and how much time has passed for it."""
     lines = []
-    with Machine(
-        vcpu_count=vcpu_count, deterministic=True, on_interrupt=lambda interrupt: lines.append(str(interrupt))
-    ) as machine:
+    with Machine(vcpu_count=vcpu_count, deterministic=True, trace=lambda line: lines.append(str(line))) as machine:
         machine.load(demonstration_guest(memory_size=machine.memory.size, vcpu_count=vcpu_count))
         result = machine.run(TIMEOUT)
         assert demonstration_problems(result, vcpu_count, tsc_deadline=True) == []
@@ -55,9 +58,12 @@ def test_a_run_repeats_exactly(vcpu_count: int) -> None:
 def run_rtc() -> tuple[list[str], int, int]:
     """The guest takes periodic interrupts of the RTC. Returns the trace, how many were raised, and the time."""
     lines: list[str] = []
-    with loaded(
-        Machine(deterministic=True, on_interrupt=lambda interrupt: lines.append(str(interrupt))), "real/rtc"
-    ) as machine:
+
+    def keep(line: InjectedInterrupt | ChipChange) -> None:
+        if isinstance(line, InjectedInterrupt):
+            lines.append(str(line))
+
+    with loaded(Machine(deterministic=True, trace=keep), "real/rtc") as machine:
         result = machine.run(TIMEOUT)
         assert result.end.outcome is Outcome.EXIT
         raised = next(count.raised for count in result.interrupts if count.name == "rtc")
@@ -78,7 +84,7 @@ def test_four_vcpus_repeat_too() -> None:
 @pytest.mark.parametrize("vcpu_count", [1, 2])
 def test_the_trace_has_every_interrupt(vcpu_count: int) -> None:
     text, result, time = run(vcpu_count)
-    lines = [line.split() for line in text.splitlines()]
+    lines = [line.split() for line in text.splitlines() if not line.startswith("#")]
     times = [int(line[0]) for line in lines]
     assert times == sorted(times)
     assert times[-1] < time
@@ -90,15 +96,60 @@ def test_the_trace_has_every_interrupt(vcpu_count: int) -> None:
     assert {line[2] for line in lines} == {"irq"}
 
 
+class OneVcpu(FakeVm):
+    """A VM in virtual time, 5 ns after its start, with a vCPU that the test looks at."""
+
+    def __init__(self, vcpu: FakeVcpu) -> None:
+        super().__init__()
+        self.clock: VirtualClock = VirtualClock(5)
+        self.vcpu = vcpu
+
+    @override
+    def create_vcpu(self, vcpu_id: int) -> FakeVcpu:
+        return self.vcpu
+
+
 def test_a_trace_tells_irqs_and_nmis() -> None:
-    told: list[str] = []
-    vcpu = FakeVcpu(3)
+    lines: list[str] = []
+    fake = FakeVcpu(3)
+    vcpu = Trace(OneVcpu(fake), lambda line: lines.append(str(line))).create_vcpu(3)
+    assert isinstance(vcpu, VcpuX86_64)
     vcpu.set_regs(Regs(rip=0x7C00))
-    trace(vcpu, VirtualClock(5), lambda interrupt: told.append(str(interrupt)))
+    vcpu.cr8 = 7
     vcpu.interrupt(0x41)
     vcpu.inject_nmi()
-    assert told == ["5 3 irq 0x41 0x7c00", "5 3 nmi 0x02 0x7c00"]
-    assert (vcpu.injected, vcpu.nmis) == ([0x41], 1)
+    assert lines == ["5 3 irq 0x41 0x7c00", "5 3 nmi 0x02 0x7c00"]
+    assert (fake.injected, fake.nmis, fake.cr8, vcpu.cr8) == ([0x41], 1, 7, 7)
+
+
+def test_a_trace_shows_events_and_routes() -> None:
+    lines: list[str] = []
+    vm = OneVcpu(FakeVcpu())
+    chip = TableChip()
+    chip.observers.add(Trace(vm, lambda line: lines.append(str(line))))
+    with chip, IrqEdgeEvent() as event:
+        chip.register_edge_irq_event(4, event, IrqEventSource(PlatformDeviceId.SERIAL, 0, "com1"))
+        vm.clock.advance(10)
+        chip.set_irq_routes([*default_routes(), IrqRoute.msi(30, 0xFEE00000, 0x41)])
+        chip.set_irq_routes([route for route in default_routes() if route.gsi])
+        chip.unregister_edge_irq_event(4, event)
+    assert lines == [
+        "# 5 GSI 4 event registered: com1",
+        "# 15 GSI 30 routed: message 0xfee00000 0x41",
+        "# 15 GSI 0 routed: nowhere",
+        "# 15 GSI 30 routed: nowhere",
+        "# 15 GSI 4 event unregistered",
+    ]
+
+
+def test_the_trace_of_a_run_shows_the_life_of_its_chip() -> None:
+    text, result, _ = run(1)
+    changes = [line.split(" ", 2)[2] for line in text.splitlines() if line.startswith("#")]
+    for irq in result.interrupts:
+        assert f"GSI {irq.gsi} event registered: {irq.name}" in changes
+    messages = {irq.gsi for irq in result.interrupts if irq.kind == "msi"}
+    assert messages
+    assert {int(change.split()[1]) for change in changes if "routed: message 0xfee" in change} == messages
 
 
 @pytest.mark.parametrize("vcpus", ["1", "2"])
@@ -115,9 +166,11 @@ def test_processes_repeat_each_other(tmp_path: Path, vcpus: str) -> None:
         assert done.returncode == 0, done
         traces.append((path.read_bytes(), done.stdout))
     assert traces[0] == traces[1]
-    heading, first, *_ = traces[0][0].decode().splitlines()
+    heading, *lines = traces[0][0].decode().splitlines()
     assert heading == HEADING
-    assert len(first.split()) == len(heading.split()) - 1
+    comments = [line for line in lines if line.startswith("#")]
+    assert {len(line.split()) for line in lines if line not in comments} == {len(heading.split()) - 1}
+    assert "# 0 GSI 8 event registered: rtc" in comments
 
 
 def test_standard_input_comes_at_once(tmp_path: Path) -> None:
@@ -186,7 +239,7 @@ def test_a_trace_that_cannot_be_written_ends_the_run() -> None:
     def full(interrupt: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with Machine(deterministic=True, on_interrupt=full) as machine:
+    with Machine(deterministic=True, trace=full) as machine:
         machine.load(demonstration_guest(memory_size=machine.memory.size, vcpu_count=1))
         end = machine.run(TIMEOUT).end
     assert end.outcome is Outcome.ERROR
@@ -205,7 +258,7 @@ def test_a_vm_in_virtual_time_makes_the_machine_deterministic() -> None:
         assert vm.clock.now() > 7
 
 
-@pytest.mark.parametrize("arguments", [{"deterministic": True}, {"on_interrupt": print}])
+@pytest.mark.parametrize("arguments", [{"deterministic": True}, {"trace": print}])
 def test_a_vm_in_real_time_is_refused(arguments: dict[str, object]) -> None:
     with create_vm("unicorn") as vm, pytest.raises(InvalidArgument, match="lives in real time"):
         Machine(hypervisor=vm, **arguments)  # type: ignore[arg-type]

@@ -41,7 +41,7 @@ from irqchip_vmm.ending import End, Ending, Outcome, RunResult, ctrl_c_later
 from irqchip_vmm.interrupts import EdgeIrq, LevelIrq, MsiIrq
 from irqchip_vmm.loaders.image import Image
 from irqchip_vmm.memory import GuestMemory, check_size
-from irqchip_vmm.trace import InjectedInterrupt, trace
+from irqchip_vmm.trace import ChipChange, InjectedInterrupt, Trace
 from irqchip_vmm.virtual_time import VirtualTimeThread
 
 _log = logging.getLogger(__name__)
@@ -73,10 +73,11 @@ class Machine:
             device has to wait for something else, let it return now.
         deterministic: Make a VM in virtual time: the run depends on the guest alone, and is the same each time. A VM
             that is given has its own time; the run is deterministic if that is a `VirtualClock`.
-        on_interrupt: Called with each interrupt that is injected; in virtual time only.
+        trace: Called with each interrupt that is injected, and each change of the chip's events and routes; in virtual
+            time only.
 
     Raises:
-        InvalidArgument: A size or count out of range, or `on_interrupt` in real time.
+        InvalidArgument: A size or count out of range, or `trace` in real time.
         WrongType: A chip without its VM, or not of x86.
         IrqChipError: See `choose` and `create_irqchip`.
 
@@ -95,7 +96,7 @@ class Machine:
         console: Callable[[bytes], object] = lambda data: None,
         on_end: Callable[[], object] = lambda: None,
         deterministic: bool = False,
-        on_interrupt: Callable[[InjectedInterrupt], object] | None = None,
+        trace: Callable[[InjectedInterrupt | ChipChange], object] | None = None,
     ) -> None:
         check_size(memory_size)
         check_int(vcpu_count, 1, MAX_VCPUS, subject="Machine", argument="vcpu_count")
@@ -115,15 +116,18 @@ class Machine:
         self._cleanup: list[Callable[[], object]] = []  # what was made, to be undone in reverse
         try:
             self._make(hypervisor, chip, memory_size, require, deterministic)
-            self._make_devices(console)
-            self._on_interrupt = on_interrupt
-            if self.virtual_clock is None and (deterministic or on_interrupt is not None):
+            if self.virtual_clock is None and (deterministic or trace is not None):
                 raise InvalidArgument(
                     "the machine lives in real time",
                     subject="Machine",
-                    argument="deterministic" if deterministic else "on_interrupt",
+                    argument="deterministic" if deterministic else "trace",
                     remedy="make its VM in virtual time: create_vm(clock=VirtualClock())",
                 )
+            self._trace = None if trace is None else Trace(self.vm, trace)
+            if self._trace is not None:
+                self.chip.observers.add(self._trace)
+                self._cleanup.append(partial(self.chip.observers.remove, self._trace))
+            self._make_devices(console)
         except BaseException:
             self.close()
             raise
@@ -320,8 +324,6 @@ class Machine:
         supported = self.vm.supported_cpuid()
 
         def prepare(vcpu: VcpuX86_64) -> None:
-            if self._on_interrupt is not None:
-                trace(vcpu, self.vm.clock, self._on_interrupt)
             vcpu.set_cpuid(vcpu_cpuid(supported, self.chip, vcpu.id, self.vcpu_count))
             if vcpu.id == 0 and self._image is not None:
                 sregs = vcpu.get_sregs()
@@ -332,9 +334,8 @@ class Machine:
 
         barrier = threading.Barrier(2 if self.virtual_clock is not None else self.vcpu_count + 1)
         others: list[Callable[[], None]] = []
-        parts = [
-            (self.vm, self.chip, vcpu_id, self.io_bus, self.mmio_bus, prepare) for vcpu_id in range(self.vcpu_count)
-        ]
+        maker = self.vm if self._trace is None else self._trace
+        parts = [(maker, self.chip, vcpu_id, self.io_bus, self.mmio_bus, prepare) for vcpu_id in range(self.vcpu_count)]
         if self.virtual_clock is None:
             for part in parts:
                 self._vcpu_threads.append(VcpuThread(*part, on_end=self._vcpu_ended, barrier=barrier))

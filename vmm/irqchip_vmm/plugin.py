@@ -63,7 +63,8 @@ def irqchip_subcommand(subparsers: argparse._SubParsersAction[argparse.ArgumentP
     parser.add_argument(
         "--trace",
         metavar="FILE",
-        help="with --deterministic: write each interrupt injected into a vCPU to FILE, a line each",
+        help="with --deterministic: write each interrupt injected into a vCPU to FILE, a line each, and in comments "
+        "how the chip's events and routes change",
     )
     parser.add_argument("--append", metavar="CMDLINE", default="", help="command line of a multiboot guest")
     add_json(parser)

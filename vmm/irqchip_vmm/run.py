@@ -21,7 +21,7 @@ from irqchip_vmm.loaders import load_file
 from irqchip_vmm.machine import Machine
 from irqchip_vmm.output import Output
 from irqchip_vmm.plugin import DEFAULT_TIMEOUT
-from irqchip_vmm.trace import HEADING, InjectedInterrupt
+from irqchip_vmm.trace import HEADING
 
 STATUS_FAILED, STATUS_TIMEOUT, STATUS_INTERRUPTED = 1, 124, 130
 READ_SIZE = 1024
@@ -76,7 +76,7 @@ def _run(args: argparse.Namespace) -> int:
             console=lambda data: console.write(data, until=ended),
             on_end=ended.signal,
             deterministic=args.deterministic,
-            on_interrupt=trace,
+            trace=trace,
         ) as machine,
     ):
         machine.load(image)
@@ -91,8 +91,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _trace_to(path: str | None) -> Iterator[Callable[[InjectedInterrupt], object] | None]:
-    """What writes each interrupt to the file at `path`; None without one."""
+def _trace_to(path: str | None) -> Iterator[Callable[[object], object] | None]:
+    """What writes each line of a trace to the file at `path`; None without one."""
     if path is None:
         yield None
         return
