@@ -95,7 +95,7 @@ class IrqChipX86_64(IrqChip):  # noqa: N801
     def handle_msr(self, vcpu: VcpuX86_64, access: MsrExit) -> bool:
         """Answer an access to an MSR that the hypervisor left to user space, if it is one of the chip's.
 
-        Those of the local APIC are, and others whose writes a local APIC must follow: the time-stamp counter.
+        The chip has the MSRs of the local APIC, and those whose writes it must follow: the time-stamp counter.
 
         Returns:
             False if it is no MSR of this chip's; then nothing was done.
@@ -110,7 +110,7 @@ class IrqChipX86_64(IrqChip):  # noqa: N801
 
     @abstractmethod
     def check_chip_specific(self, data: Any, vcpu_count: int) -> None:
-        """Refuse what `restore_chip_specific` would refuse. `restore` asks before it changes anything.
+        """Refuse what `restore_chip_specific` would refuse. `restore` calls it before it changes anything.
 
         Raises:
             InvalidArgument: `data` is not what `snapshot_chip_specific` gives for a chip of `vcpu_count` vCPUs, or
@@ -157,9 +157,9 @@ class IrqChipX86_64(IrqChip):  # noqa: N801
         self.check_chip_specific(snapshot.chip_specific, vcpu_count)
         for vcpu_id in range(vcpu_count):
             self.get_lapic_state(vcpu_id)  # raises if the vCPU is missing
-        self.restore_chip_specific(snapshot.chip_specific)  # the routes first: they say whose line a pin's level is
+        self.restore_chip_specific(snapshot.chip_specific)  # the routes first: a pin's level belongs to its GSIs
         self.set_pit(snapshot.pit)
-        # The secondary first: its output is an edge for the primary, which the primary's record has seen already.
+        # The secondary first: its output is an edge for the primary, which the primary's record already contains.
         self.set_pic_state(PicSelect.SECONDARY, snapshot.pic_secondary)
         self.set_pic_state(PicSelect.PRIMARY, snapshot.pic_primary)
         self.set_ioapic_state(snapshot.ioapic)

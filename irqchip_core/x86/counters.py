@@ -17,14 +17,14 @@ class GsiCount:
         gsi: Its number.
         sources: Names of the devices whose events drive it, in order of registration.
         raised: How often it was asserted: signals of events, and direct calls.
-        merged: How many of these were coalesced in the counter of an event: signals that came before an earlier one
+        coalesced: How many of these were coalesced in the counter of an event: signals that came before an earlier one
             was served. The controllers received the others.
     """
 
     gsi: int
     sources: tuple[str, ...]
     raised: int
-    merged: int
+    coalesced: int
 
 
 @frozen

@@ -1,8 +1,8 @@
 """CPUID of each vCPU: what the hypervisor supports, made to agree with the chip and with the vCPU's number.
 
 `vcpu_cpuid` is what a VMM calls. It writes every field that holds an APIC id, a count of processors or a topology, and
-every feature that depends on the local APICs. All else stays as the hypervisor gives it: frequencies of the processor
-(leaf 0x16), KVM's hints, Hyper-V's leaves, and whatever MSRs announce.
+every feature that depends on the local APICs. All other fields stay as the hypervisor gives them: frequencies of the
+processor (leaf 0x16), KVM's hints, Hyper-V's leaves, and features that MSRs announce.
 
 The topology is one package with one node and one thread in each core; APIC ids are vCPU ids.
 
@@ -97,11 +97,11 @@ NEEDS_HYPERVISOR_LAPICS: dict[int, tuple[Field, ...]] = {
     SVM: (AVIC, X2AVIC),
     PERFMON_V2: ((EAX, ALL), (EBX, ALL), (ECX, ALL), (EDX, ALL)),
 }
-"""What the hypervisor delivers through local APICs of its own, or not at all."""
+"""Features whose interrupts the hypervisor delivers only through local APICs of its own."""
 
 KVM_NEEDS_HYPERVISOR_LAPICS = (
     1 << 4  # ASYNC_PF: a page that is ready is an interrupt
-    | 1 << 6  # PV_EOI: KVM looks at the guest's memory for the EOI
+    | 1 << 6  # PV_EOI: KVM reads the EOI from the guest's memory
     | 1 << 7  # PV_UNHALT: KVM_HC_KICK_CPU finds its target by APIC id; the target sleeps with IF = 0 until it comes
     | 1 << 10  # ASYNC_PF_VMEXIT
     | 1 << 11  # PV_SEND_IPI: a hypercall with a set of APIC ids
@@ -109,19 +109,19 @@ KVM_NEEDS_HYPERVISOR_LAPICS = (
     | 1 << 14  # ASYNC_PF_INT
 )
 KVM_NEEDS_USER_SPACE = 1 << 15
-"""MSI_EXT_DEST_ID: user space must move bits 5-11 of MSI addresses, as KVM does not look at them. No chip does."""
+"""MSI_EXT_DEST_ID: user space must move bits 5-11 of MSI addresses, as KVM ignores them there. No chip does."""
 
 
 def vcpu_cpuid(supported: Sequence[CpuidEntry], chip: IrqChipX86_64, vcpu_id: int, vcpu_count: int) -> list[CpuidEntry]:
-    """What CPUID answers on one vCPU, for `set_cpuid`; the records of `supported` are not changed.
+    """The answers of CPUID on one vCPU, for `set_cpuid`; the records of `supported` are not changed.
 
-    x2APIC mode and TSC-deadline mode are announced exactly if the chip has them. What the hypervisor can only do with
-    local APICs of its own is announced only if they are: KVM's asynchronous page faults, paravirtual EOI, unhalt, yield
+    x2APIC mode and TSC-deadline mode are announced exactly if the chip has them. Features that need local APICs of the
+    hypervisor are announced only if the chip uses these: KVM's asynchronous page faults, paravirtual EOI, unhalt, yield
     and IPIs, performance counters, and the like. Leaf 0x15 has the frequency of the local APIC timer as core crystal
     clock, which is what that timer counts (SDM vol. 3, 12.5.4); the TSC's ratio to it is left unknown.
 
     Args:
-        supported: What the hypervisor can do (`Vm.supported_cpuid`), with changes of the VMM's own.
+        supported: The answers that the hypervisor supports (`Vm.supported_cpuid`), with changes of the VMM's own.
         chip: The VM's chip.
         vcpu_id: Number of the vCPU, below `vcpu_count`. It is the APIC id.
         vcpu_count: How many vCPUs the VM has, 1 to 65535. Fields of fewer bits stay at their maximum.
@@ -158,12 +158,12 @@ def _announce_chip(leaves: _Leaves, chip: IrqChipX86_64) -> None:
 
 def _announce_hypervisor(leaves: _Leaves, chip: IrqChipX86_64) -> None:
     _put(leaves.entry(FEATURES), HYPERVISOR, 1)
-    if not leaves.subleaves(HYPERVISOR_BASE):  # a guest that sees HYPERVISOR reads it, whatever is out of range answers
+    if not leaves.subleaves(HYPERVISOR_BASE):  # or guests read another leaf's answer, as HYPERVISOR is set
         leaves.entry(HYPERVISOR_BASE).eax = HYPERVISOR_BASE
     if leaves.has(TIMING):
         leaves.entry(TIMING).ebx = chip.lapic_frequency() // 1000
     unsupported = KVM_NEEDS_USER_SPACE | (0 if chip.lapics_in_hypervisor() else KVM_NEEDS_HYPERVISOR_LAPICS)
-    for function in range(HYPERVISOR_BASE, HYPERVISOR_END, HYPERVISOR_STEP):  # after others' leaves, KVM's move up
+    for function in range(HYPERVISOR_BASE, HYPERVISOR_END, HYPERVISOR_STEP):  # KVM's leaves follow those of others
         for entry in leaves.subleaves(function):
             if (entry.ebx, entry.ecx, entry.edx) == KVM_SIGNATURE:
                 leaves.entry(function + KVM_FEATURES).eax &= ~unsupported
@@ -189,7 +189,7 @@ def _levels(function: int, vcpu_id: int, vcpu_count: int, *levels: int) -> list[
 
 
 def _announce_sharing(leaves: _Leaves, vcpu_count: int) -> None:
-    """The last level is the package's, all others are a core's. Intel counts APIC ids, and AMD processors."""
+    """The package shares the last cache level, a core the others. Intel counts APIC ids, AMD counts processors."""
     ids = 1 << _id_bits(vcpu_count)
     for function, sharing in ((CACHES, ids), (AMD_CACHES, vcpu_count)):
         for entry in leaves.subleaves(function):
@@ -219,7 +219,7 @@ def _announce_amd_topology(leaves: _Leaves, vcpu_id: int, vcpu_count: int) -> No
 
 
 def _id_bits(vcpu_count: int) -> int:
-    """How many bits of an APIC id tell processors apart."""
+    """Number of APIC id bits that distinguish the processors."""
     return (vcpu_count - 1).bit_length()
 
 
@@ -230,14 +230,14 @@ def _get(entry: CpuidEntry, field: Field) -> int:
 
 
 def _put(entry: CpuidEntry, field: Field, value: int) -> None:
-    """Set a field; a value with too many bits becomes the highest there is."""
+    """Set a field; a value with too many bits becomes the highest value of the field."""
     register, mask = field
     lowest = mask & -mask
     setattr(entry, register, getattr(entry, register) & ~mask | min(value, mask // lowest) * lowest)
 
 
 class _Leaves:
-    """Copies of the answers, by leaf and subleaf. Of two for the same, the first counts."""
+    """Copies of the answers, by leaf and subleaf. If there are two for the same, the first is used."""
 
     def __init__(self, entries: Sequence[CpuidEntry]) -> None:
         self._entries = {(entry.function, entry.index): evolve(entry) for entry in reversed(entries)}
@@ -247,12 +247,12 @@ class _Leaves:
         return (basic.ebx, basic.edx, basic.ecx) in AMD_VENDORS
 
     def has(self, function: int) -> bool:
-        """Whether the first leaf of its range (basic, hypervisor's, extended) says that it is there."""
+        """Whether it is at most the highest leaf of its range (basic, hypervisor's, extended)."""
         first = self._entries.get((function & 0xC0000000, 0))
         return first is not None and function <= first.eax
 
     def entry(self, function: int) -> CpuidEntry:
-        """The leaf, or its first subleaf; made if it is missing."""
+        """The leaf, or its first subleaf; added if it is missing."""
         return self._entries.setdefault((function, 0), CpuidEntry(function))
 
     def subleaves(self, function: int) -> list[CpuidEntry]:

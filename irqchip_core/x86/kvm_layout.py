@@ -1,7 +1,7 @@
 """KVM's binary layouts of the state records, as in <asm/kvm.h>.
 
 They are struct kvm_pic_state, kvm_ioapic_state, kvm_lapic_state and kvm_pit_state2. Pure bytes in and
-out; no ioctl is made here. A value the kernel should not have (an initialization state of 7, say) is
+out; no ioctl is made here. A value that the kernel should not have (such as an initialization state of 7) is
 read as the reset value.
 """
 
@@ -144,7 +144,7 @@ def pit_from_kvm(data: bytes | bytearray | memoryview) -> PitState:
                 status=v[4],
                 read_state=_known(PitRwState, v[5]),
                 write_state=_known(PitRwState, v[6]),
-                reload_value=v[7] if v[6] == PitRwState.WORD1 else 0,  # write_latch stays when it was used
+                reload_value=v[7] if v[6] == PitRwState.WORD1 else 0,  # the kernel keeps write_latch after its use
                 rw_mode=_known(PitRwMode, v[8]),
                 mode=v[9],
                 bcd=bool(v[10]),

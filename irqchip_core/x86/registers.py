@@ -1,6 +1,6 @@
-"""The processor state a VMM or a chip reads and writes: plain records, the same on any hypervisor.
+"""The processor state that a VMM or a chip reads and writes: plain records, the same on any hypervisor.
 
-Field names are the Intel SDM's. `Regs`, `Sregs`, `Segment` and `DescriptorTable` hold what KVM_GET_REGS
+Field names are those of the Intel SDM. `Regs`, `Sregs`, `Segment` and `DescriptorTable` hold what KVM_GET_REGS
 and KVM_GET_SREGS hold; `CpuidEntry` is one answer of the CPUID instruction.
 """
 
@@ -91,12 +91,12 @@ class Sregs:
 
 @define
 class CpuidEntry:
-    """What CPUID answers for one leaf.
+    """The answer of CPUID for one leaf.
 
     Attributes:
         function: EAX on entry.
         index: ECX on entry; meaningful only if `significant_index`.
-        significant_index: Whether this leaf looks at ECX (KVM_CPUID_FLAG_SIGNIFCANT_INDEX).
+        significant_index: Whether this leaf depends on ECX (KVM_CPUID_FLAG_SIGNIFCANT_INDEX).
     """
 
     function: int

@@ -1,4 +1,4 @@
-"""The states in which a processor starts: beyond reset, what INIT, a start-up IPI and a PC's firmware make of it."""
+"""The state of a processor after INIT, after a start-up IPI, and as the firmware of a PC leaves it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ CODE, LDT, BUSY_TSS = 11, 2, 11  # segment types
 
 
 def connect_local_interrupts(chip: IrqChipX86_64, vcpu_id: int) -> None:
-    """Put LINT0 in ExtINT mode and LINT1 in NMI mode, as a PC's firmware does; the masks stay as they are.
+    """Put LINT0 in ExtINT mode and LINT1 in NMI mode, as the firmware of a PC does; the masks stay.
 
     The PICs are wired to LINT0 and the NMI line to LINT1 (Intel SDM vol. 3, 12.5.1). To be called when the chip has
-    the vCPU, before that runs.
+    the vCPU, before the vCPU runs.
 
     Raises:
         UnknownVcpu: The chip does not have the vCPU.
@@ -35,14 +35,14 @@ def connect_local_interrupts(chip: IrqChipX86_64, vcpu_id: int) -> None:
 def take_init(vcpu: VcpuX86_64, apic_base: int) -> None:
     """Put the processor in its state after INIT (Intel SDM vol. 3, table 11-1). On the vCPU's thread.
 
-    Whether it then executes from the reset vector or waits for a start-up IPI is the chip's to keep.
+    The chip keeps whether the processor then executes from the reset vector or waits for a start-up IPI.
 
     Args:
         vcpu: The vCPU.
         apic_base: IA32_APIC_BASE, which INIT keeps.
     """
     while not isinstance(vcpu.complete_io(), InterruptedExit):
-        pass  # or the access of its last exit would be completed into the registers set here
+        pass  # else the access of the last exit would be completed into the registers set here
     vcpu.take_init()
     old = vcpu.get_sregs()
     vcpu.set_sregs(

@@ -1,7 +1,7 @@
-"""`SharedIrqChip`: what every chip does alike, wherever its controllers are.
+"""`SharedIrqChip`: the base of all chips, wherever their controllers are.
 
-Handles and their end, the checks of arguments, the observers, and the state of PICs, IOAPIC and PIT. A chip that
-derives from it says how events are connected, how routes change and what its vCPUs need.
+It has handles and their end, the checks of arguments, the calls of observers, and the state of PICs, IOAPIC and PIT.
+The derived chip connects events, changes routes and serves its vCPUs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_GSI = (1 << 32) - 1
 
 
 class Controllers(Protocol):
-    """PICs, IOAPIC and PIT, wherever they are. All arguments are checked before."""
+    """PICs, IOAPIC and PIT, in user space or in the hypervisor. Arguments are checked before each call."""
 
     def get_pic_state(self, select: PicSelect) -> PicState: ...
     def set_pic_state(self, select: PicSelect, state: PicState) -> None: ...
@@ -44,7 +44,7 @@ class Controllers(Protocol):
 
 
 class _Handles:
-    """How many handles of a chip are open."""
+    """The number of open handles of a chip."""
 
     def __init__(self) -> None:
         self.open = 1
@@ -52,16 +52,16 @@ class _Handles:
 
 
 class SharedIrqChip(IrqChipX86_64):
-    """A chip, by one of its handles.
+    """One handle of a chip.
 
-    Handles have the same attributes: a subclass keeps what changes in objects that they share. No method looks whether
-    its handle is open. One that is closed is of another class (`_closed`), whose every method raises `Closed`, and it
-    has let go of these objects, so that a method which was looked up before the end raises, too (`_Nothing`).
+    Handles have the same attributes: a subclass keeps what changes in objects that all handles share. No method tests
+    whether its handle is open. Instead, a closed handle is of another class (`_closed`), whose every method raises
+    `Closed`, and it no longer has these objects (`_Nothing`), so that a method looked up before the end raises, too.
 
     Args:
         pins: Number of inputs of the IOAPIC.
-        capabilities: What the chip can do.
-        controllers: Where PICs, IOAPIC and PIT are.
+        capabilities: The capabilities of the chip.
+        controllers: The chip's PICs, IOAPIC and PIT.
     """
 
     _is_closed: ClassVar = False
@@ -80,25 +80,25 @@ class SharedIrqChip(IrqChipX86_64):
     def _connect_event(
         self, gsi: int, event: IrqEdgeEvent | IrqLevelEvent, source: IrqEventSource
     ) -> IrqEventIndex | None:
-        """Register an event; its index if user space serves it."""
+        """Register an event; returns its index if user space serves it, else None."""
 
     @abstractmethod
     def _disconnect_event(self, gsi: int, trigger: Event) -> bool:
-        """Undo that; False if there is no such registration."""
+        """Unregister an event; returns False if it is not registered."""
 
     @abstractmethod
     def _change_routes(self, change: Callable[[RoutingTable], RoutingTable]) -> RoutingTable:
-        """Replace the routing table by what `change` makes of it. What that raises leaves everything as it was."""
+        """Replace the routing table by `change` of it, and return that. An error of `change` leaves all as it was."""
 
     def _places(self, io_bus: Bus, mmio_bus: Bus) -> Iterable[Place]:
-        """The chip's own devices."""
+        """The chip's own devices, with their ranges on the buses."""
         return ()
 
     def _finalized(self, places: Sequence[Place]) -> None:
-        """The devices are on their buses: time counts from now on."""
+        """Start time, as the devices are on their buses now."""
 
     def _release(self) -> None:
-        """The last handle is closed: let go of everything."""
+        """Release all resources, after the last handle was closed."""
 
     # Handles
 
@@ -223,7 +223,7 @@ _KEPT = {"observers", "_handles", "_pins", "_capabilities"}
 
 
 class _Nothing:
-    """What a closed handle has in place of the objects that handles share."""
+    """In a closed handle, the value of each attribute that held an object shared by all handles."""
 
     def __init__(self, subject: str) -> None:
         self._subject = subject
@@ -236,7 +236,7 @@ class _Nothing:
 
 @functools.cache
 def _closed(kind: type[SharedIrqChip]) -> Any:
-    """The class of a closed handle: a `kind` that refuses everything but to be closed again."""
+    """The class of a closed handle of a `kind`: its every method but `close` raises `Closed`."""
 
     def refuse(self: SharedIrqChip, *args: object, **options: object) -> NoReturn:
         _Nothing(self.name)._refuse()

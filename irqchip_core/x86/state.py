@@ -1,7 +1,8 @@
 """State records of the x86 controllers: plain data, the same for every chip.
 
 They hold what KVM_GET_IRQCHIP, KVM_GET_LAPIC and KVM_GET_PIT2 hold, so a guest can move from one chip to
-another. The binary layouts are in `kvm_layout`. What a field can hold stands with it: `state_checks` refuses all else.
+another. The binary layouts are in `kvm_layout`. The metadata of a field has the values it can hold; `state_checks`
+refuses all others.
 """
 
 from __future__ import annotations
@@ -20,29 +21,29 @@ IOAPIC_BASE = 0xFEC00000
 LAPIC_BASE = 0xFEE00000
 """Reset address of the local APIC's registers (Intel SDM vol. 3, 12.4.1)."""
 LAPIC_REGISTERS = 64
-"""32-bit registers of a local APIC, 16 bytes apart, that KVM saves."""
+"""Number of 32-bit registers of a local APIC, 16 bytes apart, that KVM saves."""
 MAXIMUM_PINS = 240
-"""Most inputs that an IOAPIC can have."""
+"""Maximum number of inputs of an IOAPIC."""
 NARROW_SELECTOR_PINS = 120
-"""Inputs that the 8 bits of IOREGSEL reach. With more of them it has 9 bits."""
+"""Number of inputs that IOREGSEL reaches with 8 bits. With more inputs it has 9 bits."""
 MODE_UNKNOWN = 0xFF
-"""Mode of an 8254 counter before its first control word, as KVM has it."""
+"""Mode of an 8254 counter before its first control word, as in KVM."""
 
 ELCR_MASKS = (0xF8, 0xDE)
-"""By `PicSelect`: lines that may be level-triggered: not 0, 1, 2 (timer, keyboard, cascade), 8 and 13 (clock,
-coprocessor)."""
+"""By `PicSelect`: lines that can be level-triggered: all but 0, 1, 2 (timer, keyboard, cascade), 8 and 13
+(clock, coprocessor)."""
 PIT_WIRED_GATES = (True, True, False)
-"""By counter of a PC's 8254: its gate is always high. The other one is bit 0 of port 0x61, low after reset."""
+"""By counter of a PC's 8254: whether its gate is always high. The third gate is bit 0 of port 0x61, low after reset."""
 KVM_PIT_FLAGS_SPEAKER_DATA_ON = 0x2
 STORM_EOIS = 10_000
-"""EOIs in a row that find an IOAPIC's line still asserted, after which the next interrupt waits (as in KVM)."""
+"""EOIs in a row that find an IOAPIC's line still asserted, after which the next interrupt is held back (as in KVM)."""
 STORM_DELAY = 10_000_000
-"""How long it waits, in nanoseconds."""
+"""For how long an interrupt is held back after STORM_EOIS, in nanoseconds."""
 
 VALUES = "values"
-"""Metadata of a field: the numbers it can hold, or that each element of its list or each value of its dict can."""
+"""Metadata of a field: the values that it, each element of its list, or each value of its dict can hold."""
 SIZE = "size"
-"""Metadata of a list: how many elements it can have."""
+"""Metadata of a list: the numbers of elements that it can have."""
 
 _BYTE, _WORD, _DWORD, _QWORD = (range(1 << bits) for bits in (8, 16, 32, 64))
 
@@ -52,14 +53,14 @@ def _number(values: Container[int], default: int | None = 0) -> Any:
 
 
 class PicSelect(enum.IntEnum):
-    """Which of the two 8259s."""
+    """One of the two 8259As."""
 
     PRIMARY = 0
     SECONDARY = 1
 
 
 class PicInitState(enum.IntEnum):
-    """Which initialization command word the 8259 waits for; ICW1 means it is operational."""
+    """The initialization command word that an 8259A expects next; ICW1 if it is operational."""
 
     ICW1 = 0
     ICW2 = 1
@@ -69,7 +70,7 @@ class PicInitState(enum.IntEnum):
 
 @define
 class PicState:
-    """One 8259. Registers have 8 bits, bit n for line n.
+    """One 8259A. Registers have 8 bits, bit n for line n.
 
     Attributes:
         last_irr: Line levels as last seen, for edge detection. Bit 2 of the primary follows from the secondary.
@@ -79,11 +80,11 @@ class PicState:
         read_reg_select: Command-port reads give ISR instead of IRR.
         poll: The next read is a poll.
         special_mask: Special mask mode (OCW3).
-        use_4_byte_icw: ICW1 announced an ICW4.
+        use_4_byte_icw: ICW1 announced an ICW4 (IC4).
         elcr: Edge/level control register, bit set for level. Only bits of `elcr_mask`.
         elcr_mask: Bits of ELCR that can be set: 0xF8 of the primary, 0xDE of the secondary.
-        single_mode: ICW1 said that there is no cascade. KVM has no such mode, nor the next one.
-        level_triggered: ICW1 made all lines level-triggered (LTIM).
+        single_mode: ICW1 selected an 8259A without cascade (SNGL). KVM has no such mode.
+        level_triggered: ICW1 made all lines level-triggered (LTIM). KVM has no such mode.
     """
 
     last_irr: int = _number(_BYTE)
@@ -115,14 +116,14 @@ class IoapicState:
         ioregsel: Selected register, 8 bits; 9 with more than 120 pins.
         ioapicid: Id register; the id is in bits 24-27.
         current_interrupt_level_bitmap: Bit n is the level of pin n.
-        redirect_table: One 64-bit redirection entry a pin. Reserved bits are dropped, except by KVM.
+        redirect_table: One 64-bit redirection entry for each pin. Reserved bits are dropped, except by KVM.
 
-    KVM has no place for the rest, and drops it:
+    KVM's structures have no field for the following, so it drops them:
 
     Attributes:
-        successive_eois: By pin, EOIs in a row that found its line still asserted.
-        held_back: Bit n: the interrupt of pin n is held back, since its guest never lowers the line.
-        held_back_for: Nanoseconds until those are sent; None for at once.
+        successive_eois: By pin, number of consecutive EOIs after which its line was still asserted.
+        held_back: Bit n: the interrupt of pin n is held back, since the guest does not lower the line.
+        held_back_for: Nanoseconds until the interrupts held back are sent; None for at once.
     """
 
     base_address: int = _number((IOAPIC_BASE,), IOAPIC_BASE)
@@ -144,23 +145,23 @@ class LapicState:
     Attributes:
         regs: 64 registers of 32 bits; the one at byte offset n of the register page is ``regs[n // 16]``.
             In x2APIC mode the id has all its 32 bits (KVM_X2APIC_API_USE_32BIT_IDS), and the upper half of
-            the interrupt command register is at 0x310. Reserved bits are dropped, and so is what follows from
-            other registers: version, APR, PPR, in x2APIC mode LDR, and except in KVM the id.
-        apic_base: IA32_APIC_BASE; None for the one that the vCPU has, as in KVM_GET_LAPIC.
+            the interrupt command register is at 0x310. Reserved bits are dropped, and so are registers that follow
+            from others: version, APR, PPR, in x2APIC mode LDR, and except in KVM the id.
+        apic_base: IA32_APIC_BASE; None for the present value of the vCPU, as in KVM_GET_LAPIC.
         tsc_deadline: IA32_TSC_DEADLINE. 0 unless the timer is in that mode.
 
-    A timer that counts goes on from the current count in `regs`; one whose current count is 0 stands still, unless it
-    is periodic. KVM has no place for the rest, and drops it:
+    A running timer continues from the current count in `regs`; a timer whose current count is 0 is stopped, unless it
+    is periodic. KVM's structures have no field for the following, so it drops them:
 
     Attributes:
-        pending_errors: What ESR will show when it is written next.
+        pending_errors: The value that ESR will show after the next write of it.
         timer_elapsed: Time since the timer's count was the initial one, in 10**-9 cycles of its input clock: the
-            part of a cycle that the counts in `regs` leave open. Where it contradicts them they count. None if the
-            timer stands still, or in a record of KVM's.
+            fraction of a cycle that the counts in `regs` do not have. If it contradicts the counts, the counts
+            apply. None if the timer is stopped, or in a record of KVM's.
         lint_levels: Bit n: LINTn is asserted. LINT0 of vCPU 0 follows from the PICs.
-        nmis: Pending NMIs, 0 to 2.
-        smi, init, extint: Whether one is pending.
-        startup_vector: That of a pending start-up IPI, or None.
+        nmis: Number of pending NMIs, 0 to 2.
+        smi, init, extint: Whether such an event is pending.
+        startup_vector: Vector of a pending start-up IPI, or None.
     """
 
     regs: list[int] = field(factory=lambda: [0] * LAPIC_REGISTERS, metadata={VALUES: _DWORD, SIZE: (LAPIC_REGISTERS,)})
@@ -177,7 +178,7 @@ class LapicState:
 
 
 class PitRwState(enum.IntEnum):
-    """Which byte of a PIT counter the next access moves."""
+    """The byte of a PIT counter that the next access transfers."""
 
     NONE = 0
     LSB = 1
@@ -197,22 +198,22 @@ class PitRwMode(enum.IntEnum):
 
 @define
 class PitCounting:
-    """What goes on inside an 8254 counter, between the registers a program sees. KVM keeps none of it.
+    """State inside an 8254 counter that its registers do not show. KVM's structures have none of it.
 
-    It is that of one control word and one count. In a record whose channel has others, those count.
+    It belongs to one control word and one count. If the channel of the record has others, this state is ignored.
 
     Attributes:
         control: The control word's bits 0-5, as written.
         count_register: CR, 16 bits: the channel's `count`.
-        count_written: A whole count was written since the control word.
+        count_written: A complete count was written since the control word.
         null_count: CR is not loaded into the counting element yet.
-        load: The next CLK pulse loads it.
-        element: CE, as it was when last loaded.
-        elapsed: CLK pulses it has counted since; in mode 3 since the half cycle began.
-        running: It counts, if the gate lets it.
-        armed: It has not reached 0 yet (modes 0, 1, 4, 5).
+        load: The next CLK pulse loads CR into the counting element.
+        element: CE, as of the last load.
+        elapsed: CLK pulses counted since the last load; in mode 3 since the half cycle began.
+        running: The counter counts, if the gate lets it.
+        armed: The count has not reached 0 yet (modes 0, 1, 4, 5).
         output: Level of OUT.
-        rising_edges: Of OUT, since the owner last took them.
+        rising_edges: Rising edges of OUT since the owner last took them.
     """
 
     control: int = _number(range(1 << 6))
@@ -234,17 +235,17 @@ class PitChannelState:
 
     Attributes:
         count: The count as written, 1-65536 (for 0), in BCD if `bcd`.
-        latched_count: What a count latch holds, 16 bits.
-        count_latched: Which byte of the latch is read next; NONE if not latched.
-        status_latched: A read-back holds `status`.
-        read_state, write_state: Which byte is moved next: one of those of `rw_mode`.
+        latched_count: The latched count, 16 bits.
+        count_latched: The byte of the latched count that is read next; NONE if none is latched.
+        status_latched: Whether a read-back command has latched `status`.
+        read_state, write_state: The byte that is transferred next: one of those of `rw_mode`.
         reload_value: The low byte of a count whose high byte is still to be written (`write_state` is WORD1); or 0.
         rw_mode: NONE before the first control word.
         mode: Mode 0-5, or MODE_UNKNOWN before the first control word.
         gate: Level of the gate input, which is high for counters 0 and 1.
-        count_load_time: Nanoseconds on the chip's clock when counting began; for show, a restored counter has its own.
-        counting: The rest of its state. Without it, as in a record of KVM's, the counter loads `count` and starts anew;
-            so it does if `counting` is that of another count, mode, `rw_mode` or `bcd`.
+        count_load_time: Nanoseconds on the chip's clock when counting began; information only, ignored by a restore.
+        counting: The rest of the state. Without it, as in a record of KVM's, or if it belongs to another count, mode,
+            `rw_mode` or `bcd`, the counter loads `count` and starts anew.
     """
 
     count: int = _number(range(1, 0x10001), 0x10000)
@@ -270,7 +271,7 @@ class PitState:
     Attributes:
         channels: Its three counters.
         flags: KVM_PIT_FLAGS_SPEAKER_DATA_ON or 0.
-        age: Nanoseconds since the first CLK pulse. It places the record between two pulses.
+        age: Nanoseconds since the first CLK pulse. It gives the record's place between two pulses.
     """
 
     channels: list[PitChannelState] = field(
@@ -286,7 +287,7 @@ class ChipSnapshot:
 
     Attributes:
         lapics: One per vCPU, from 0.
-        chip_specific: What only chips of this backend understand.
+        chip_specific: State of a form that only this backend has.
         mp_states: One per vCPU; empty if the chip has no MP_STATE_GET_SET.
     """
 

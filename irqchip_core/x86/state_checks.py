@@ -1,7 +1,7 @@
-"""Checks of state records: what a host gives to a chip is looked at whole before the chip changes anything.
+"""Checks of state records: a chip checks a whole record before it changes anything.
 
-Each field says in `state` what it can hold. Here are the walk over a record's fields, and the rules that bind two
-fields, or a field to the controller that is to take it. A record that passes is one that every chip can go on from.
+`state` has the values that each field can hold. Here are the walk over the fields of a record, and the rules between
+two fields, or between a field and the controller that takes it over. Every chip can take over a record that passes.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ _BYTES = {
     PitRwMode.MOST: (PitRwState.NONE, PitRwState.MSB),
     PitRwMode.BOTH: (PitRwState.NONE, PitRwState.WORD0, PitRwState.WORD1),
 }
-"""By access mode of an 8254 counter: the bytes that the next access can move."""
+"""By access mode of an 8254 counter: the bytes that the next access can transfer."""
 
 
 def check_select(select: PicSelect, *, subject: str) -> None:
-    """Refuse what names neither 8259."""
+    """Refuse a value that names neither 8259A."""
     check_int(select, PicSelect.PRIMARY, PicSelect.SECONDARY, subject=subject, argument="select")
 
 
 def check_pic(state: PicState, select: PicSelect, *, subject: str, argument: str = "state") -> None:
-    """Refuse what is not the state of that 8259.
+    """Refuse a value that is not the state of the 8259A `select`.
 
     Raises:
-        WrongType: It, or something in it, is of another type.
+        WrongType: The state, or a field in it, is of another type.
         InvalidArgument: A value is out of range, or contradicts another one.
     """
     check_record(state, PicState, subject=subject, argument=argument)
@@ -67,7 +67,7 @@ def check_pic(state: PicState, select: PicSelect, *, subject: str, argument: str
 
 
 def check_ioapic(state: IoapicState, pins: int, *, subject: str, argument: str = "state") -> None:
-    """Refuse what is not the state of an IOAPIC with `pins` inputs; raises as `check_pic`."""
+    """Refuse a value that is not the state of an IOAPIC with `pins` inputs; raises as `check_pic`."""
     check_record(state, IoapicState, subject=subject, argument=argument)
     if len(state.redirect_table) != pins:
         _refuse(
@@ -85,14 +85,14 @@ def check_ioapic(state: IoapicState, pins: int, *, subject: str, argument: str =
 
 
 def check_lapic(state: LapicState, apic_id: int, *, x2apic: bool, subject: str, argument: str = "state") -> None:
-    """Refuse what is not the state of the local APIC with this initial id; raises as `check_pic`.
+    """Refuse a value that is not the state of the local APIC with this initial id; raises as `check_pic`.
 
     Args:
-        state: What is to be its state.
+        state: The value.
         apic_id: Number of the vCPU.
         x2apic: Whether the local APIC has x2APIC mode.
         subject: Name of the chip.
-        argument: What the caller gave it as.
+        argument: Name of the caller's argument, for error messages.
     """
     check_record(state, LapicState, subject=subject, argument=argument)
     base = state.apic_base
@@ -106,12 +106,12 @@ def check_lapic(state: LapicState, apic_id: int, *, x2apic: bool, subject: str, 
             f"{argument}.apic_base",
             "restore into a local APIC with the features of the saved one",
         )
-    if extended:  # the id is read-only there (Intel SDM vol. 3, 12.12.5.1)
+    if extended:  # in x2APIC mode the id is read-only (Intel SDM vol. 3, table 12-6)
         _demand(state.regs[_LAPIC_ID], (apic_id,), subject, f"{argument}.regs[{_LAPIC_ID}]")
 
 
 def check_pit(state: PitState, *, subject: str, argument: str = "state") -> None:
-    """Refuse what is not the state of a PC's 8254; raises as `check_pic`."""
+    """Refuse a value that is not the state of a PC's 8254; raises as `check_pic`."""
     check_record(state, PitState, subject=subject, argument=argument)
     for number, channel in enumerate(state.channels):
         where = f"{argument}.channels[{number}]"
@@ -126,7 +126,7 @@ def check_pit(state: PitState, *, subject: str, argument: str = "state") -> None
 
 
 def check_mp_state(state: MPState, *, subject: str, argument: str = "state") -> None:
-    """Refuse what is no MP state of an x86 processor; raises as `check_pic`."""
+    """Refuse a value that is no MP state of an x86 processor; raises as `check_pic`."""
     check_type(state, MPState, subject=subject, argument=argument)
     if state is MPState.STOPPED:
         _refuse("x86 has no such state", subject, argument, "give another MPState")
@@ -135,10 +135,10 @@ def check_mp_state(state: MPState, *, subject: str, argument: str = "state") -> 
 def check_snapshot(
     snapshot: ChipSnapshot, vcpu_count: int, *, pins: int, mp_states: bool, x2apic: bool, subject: str
 ) -> None:
-    """Refuse what is not the snapshot of such a chip, but for its chip-specific part; raises as `check_pic`.
+    """Refuse a value that is not the snapshot of such a chip, without its chip-specific part; raises as `check_pic`.
 
     Args:
-        snapshot: What is to be a snapshot.
+        snapshot: The value.
         vcpu_count: How many vCPUs the chip has.
         pins: How many inputs its IOAPIC has.
         mp_states: Whether it has MP_STATE_GET_SET.
@@ -173,7 +173,7 @@ def check_snapshot(
 
 
 def check_record(record: object, kind: type, *, subject: str, argument: str) -> None:
-    """Refuse what is no `kind`, or has a field that holds what its type or its metadata exclude."""
+    """Refuse a value that is no `kind`, or has a field whose value its type or its metadata exclude."""
     check_type(record, kind, subject=subject, argument=argument)
     types = _types(kind)
     for field in fields(kind):
@@ -212,7 +212,7 @@ def _check(value: Any, kind: Any, limits: Any, subject: str, argument: str) -> N
 
 
 def _demand(number: int, values: Container[int], subject: str, argument: str, what: str = "") -> None:
-    if int(number) in values:  # a range looks for a member of an enumeration one by one
+    if int(number) in values:  # int: a range finds an enumeration's member only by comparing one by one
         return
     if isinstance(values, range):
         wanted = f"{values[0]} to {values[-1]}" + (f" in steps of {values.step}" if values.step > 1 else "")

@@ -1,10 +1,10 @@
-"""`TappedIrqChip`: a chip through which every interrupt a device raises passes one method.
+"""`TappedIrqChip`: a wrapped chip in which every interrupt that a device raises passes one method.
 
-A device's event is registered here, not with the inner chip; that gets an event of ours on the same GSI, and
-hears what `TappedIrqChip.signalled` passes on. So an interrupt may be counted, held back, repeated or lost,
-whichever chip is behind it, even one that lives in the kernel. The price is a way through the irq loop.
+A device's event is registered with the wrapper. The inner chip has an event of the wrapper (the relay) on the same GSI,
+which `TappedIrqChip.signalled` triggers. So an interrupt can be counted, held back, repeated or dropped on any chip,
+even one in the kernel. The cost is a pass through the irq loop.
 
-Interrupts of the chip's own parts (timers, IPIs) and direct calls of `service_irq` do not pass.
+Interrupts of the chip's own parts (timers, IPIs) and direct calls of `service_irq` do not pass this method.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class DeviceInterrupt:
 
     Attributes:
         gsi: The line it drives.
-        source: Whose it is.
+        source: The device of the event.
         is_level: Whether it is level-triggered: asserted until the guest ends it.
-        deliver: Gives it to the inner chip, as if the device had raised it now. From any thread, any number of
-            times; does nothing once the event is unregistered or the chip closed.
+        deliver: Passes the interrupt on to the inner chip, as if the device raised it now. May be called from any
+            thread, any number of times; does nothing after the event is unregistered or the chip is closed.
     """
 
     gsi: int
@@ -47,12 +47,12 @@ class DeviceInterrupt:
 
 @frozen(eq=False)
 class _Tap:
-    """One registered event: the interrupt shown to `signalled`, and what the inner chip listens to instead.
+    """One registered event, and the event that the inner chip has instead.
 
     Attributes:
-        interrupt: What is shown.
-        relay: Our event on the same GSI.
-        index: The inner chip's index of it; None if the kernel listens.
+        interrupt: The argument of `signalled`.
+        relay: The wrapper's event on the same GSI.
+        index: The inner chip's index of the relay; None if the kernel serves it.
     """
 
     interrupt: DeviceInterrupt
@@ -61,17 +61,17 @@ class _Tap:
 
 
 class _Taps:
-    """What all handles share: the devices' events, and the interrupt of each."""
+    """The state that all handles share: the devices' events, and the tap of each."""
 
     def __init__(self, chip: IrqChipX86_64) -> None:
-        self.chip = chip  # a handle for as long as there is one of ours
+        self.chip = chip  # a handle of the inner chip, closed with the last handle of the wrapper
         self.table = EventTable()
         self.by_slot: dict[EventSlot, _Tap] = {}
 
     def deliver(self, relay: _DeviceEvent, index: IrqEventIndex | None) -> None:
         with contextlib.suppress(Closed):
             relay.trigger()
-            if index is not None:  # else the kernel has heard it
+            if index is not None:  # else the kernel serves the relay
                 self.chip.service_irq_event(index)
 
     def close(self) -> None:
@@ -83,16 +83,16 @@ class _Taps:
 
 
 def _relay(event: _DeviceEvent) -> _DeviceEvent:
-    """What the inner chip listens to. It tells the device of the end of a level interrupt by itself."""
+    """The inner chip's event for `event`. It shares the resample event: the inner chip notifies the device itself."""
     if isinstance(event, IrqLevelEvent):
         return IrqLevelEvent(Event(), event.get_resample().clone())
     return IrqEdgeEvent()
 
 
 class TappedIrqChip(WrappedIrqChip):
-    """A wrapped chip that sees each interrupt a device raises. Override `signalled`.
+    """A wrapped chip whose `signalled` is called for each interrupt that a device raises; a subclass overrides it.
 
-    Indices of events are odd for those of devices, and even for the inner chip's own.
+    Indices of devices' events are odd, indices of the inner chip's own events are even.
     """
 
     name = "tapped"
@@ -104,8 +104,8 @@ class TappedIrqChip(WrappedIrqChip):
     def signalled(self, interrupt: DeviceInterrupt) -> None:
         """A device raised `interrupt`: call its `deliver` now, later, more than once, or never.
 
-        Runs on the irq loop's thread; that of several signals before it may see one. A level-triggered interrupt
-        that is never delivered is never ended either, and its device not told to look again.
+        Runs on the irq loop's thread. Several signals before one call are coalesced. A level-triggered interrupt
+        that is never delivered never ends either, so its device is not resampled.
         """
         interrupt.deliver()
 
@@ -190,7 +190,7 @@ class TappedIrqChip(WrappedIrqChip):
         relays = {tap.index for tap in list(self._taps.by_slot.values())}
         tokens = []
         for token in self.inner.irq_event_tokens():
-            if token.index in relays:  # served when they are delivered
+            if token.index in relays:  # `deliver` serves these
                 token.close()
             else:
                 tokens.append(evolve(token, index=self._outer_index(token.index)))

@@ -1,6 +1,6 @@
-"""`WrappedIrqChip`: a chip that passes everything on to another, for those who change one thing.
+"""`WrappedIrqChip`: a chip that passes every call on to another chip; a subclass overrides what it changes.
 
-Override what shall be different. To see each interrupt that devices raise, begin with `tapped.TappedIrqChip`.
+To intercept each interrupt that devices raise, derive from `tapped.TappedIrqChip`.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from irqchip_core.x86.state import IoapicState, LapicState, PicSelect, PicState,
 
 
 class WrappedIrqChip(IrqChipX86_64):
-    """A chip whose every method is that of another chip.
+    """A chip whose every method calls the same method of another chip.
 
-    A clone has the attributes of the handle it was made from: keep in an object what changes and belongs to all.
+    A clone has the attributes of the handle it was made from: keep state that changes in an object that all share.
 
     Args:
-        inner: The chip to wrap. It belongs to this one, which closes it.
+        inner: The chip to wrap. The wrapper owns it, and closes it.
 
     Attributes:
-        inner: This handle's handle of that chip.
+        inner: The handle of the inner chip that belongs to this handle.
 
     Raises:
         WrongType: `inner` is no chip of a PC.
@@ -72,7 +72,7 @@ class WrappedIrqChip(IrqChipX86_64):
             self.inner.close()
 
     def _outer_index(self, index: IrqEventIndex) -> IrqEventIndex:
-        """The index under which users of this chip know an index of the inner one's."""
+        """The index that this chip gives to users for an index of the inner chip."""
         return index
 
     # The 22 methods
@@ -234,7 +234,7 @@ class WrappedIrqChip(IrqChipX86_64):
 
 
 class _News:
-    """Tells the wrapper's observers what the inner chip's would hear, of the wrapper."""
+    """An observer of the inner chip that notifies the observers of the wrapper, with the wrapper as the chip."""
 
     def __init__(self, chip: WrappedIrqChip) -> None:
         self.handles = [chip]
@@ -243,7 +243,7 @@ class _News:
 
     @contextmanager
     def silenced(self) -> Iterator[None]:
-        """What this thread does meanwhile is not told."""
+        """A context in which calls of this thread notify no observer."""
         self._silent.now = True
         try:
             yield
@@ -251,7 +251,7 @@ class _News:
             self._silent.now = False
 
     def _handles(self) -> list[WrappedIrqChip]:
-        """An open handle, unless there is none or nothing is to be told."""
+        """One open handle; none if all are closed, or while this thread is silenced."""
         return [] if getattr(self._silent, "now", False) else self.handles[:1]
 
     @hookimpl

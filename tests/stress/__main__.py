@@ -53,8 +53,8 @@ def main() -> int:
             f"  {name}: requested {sum(c.raised for c in counts)}, delivered {sum(c.delivered for c in counts)}, "
             f"coalesced {sum(c.coalesced for c in counts)}, ended {sum(c.ended for c in counts)}"
         )
-    merged = sum(count.merged for count in outcome.counters.gsis)
-    print(f"  events: signalled {sum(count.raised for count in outcome.counters.gsis)}, merged {merged}")
+    coalesced = sum(count.coalesced for count in outcome.counters.gsis)
+    print(f"  events: signalled {sum(count.raised for count in outcome.counters.gsis)}, coalesced {coalesced}")
     for at in (0.05, 0.25, 0.5, 0.75, 1):
         sample = outcome.samples[min(int(at * len(outcome.samples)), len(outcome.samples) - 1)]
         print(f"  memory after {at:4.0%}: {sample.blocks} blocks, {sample.resident >> 10} KiB in RAM")

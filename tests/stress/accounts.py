@@ -56,7 +56,7 @@ def _lines(outcome: Outcome) -> Iterator[str]:
 
 
 def _vectors(outcome: Outcome) -> Iterator[str]:
-    """What a local APIC was asked for is what the processor took and what merged; and all was ended."""
+    """Each request of a local APIC was delivered to the processor or coalesced, and each delivered one was ended."""
     counted = set()
     for count in outcome.counters.vectors:
         place = (count.vcpu, count.vector)
@@ -75,7 +75,7 @@ def _vectors(outcome: Outcome) -> Iterator[str]:
 
 
 def _gsis(outcome: Outcome) -> Iterator[str]:
-    """The chip has seen each signal of each device; what its event has merged is known."""
+    """The chip has counted each signal of each device, and those that its event coalesced."""
     by_gsi = {count.gsi: count for count in outcome.counters.gsis}
     for irq in outcome.result.interrupts:
         if not irq.raised:
@@ -89,9 +89,9 @@ def _gsis(outcome: Outcome) -> Iterator[str]:
             yield f"{irq.name}: signalled {irq.raised}, and the chip counted {count.raised}"
         if irq.name.startswith(f"msi{FLOOD:#x}"):
             arrived = sum(vector.raised for vector in outcome.counters.vectors if vector.vector == FLOOD)
-            if count.raised - count.merged != arrived:
+            if count.raised - count.coalesced != arrived:
                 yield f"{count}: {arrived} arrived at the local APIC"
-        elif count.merged:
+        elif count.coalesced:
             yield f"{count}: cannot merge"
 
 

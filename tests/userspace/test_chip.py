@@ -569,7 +569,7 @@ def test_counters_tell_what_became_of_every_signal(board: Board) -> None:
         board.write(0, 0x310, 0x77 << 24)
         board.write(0, 0x300, 0x46)  # to nobody
         counters = board.chip.counters()
-        assert counters.gsis == (GsiCount(5, ("COM1",), raised=8, merged=3),)
+        assert counters.gsis == (GsiCount(5, ("COM1",), raised=8, coalesced=3),)
         assert counters.vectors == (VectorCount(0, 0x45, raised=5, delivered=1, coalesced=3, ended=1),)
         assert (counters.spurious, counters.undeliverable) == (0, 1)
     board.chip.close()

@@ -1,6 +1,6 @@
-"""`ChipsetIrqChip`: what all chips share whose PICs, IOAPIC and PIT are a `Chipset`.
+"""`ChipsetIrqChip`: the base of chips whose PICs, IOAPIC and PIT are a `Chipset`.
 
-Those of the 22 methods that do not depend on where the local APICs are. The rest is the chip's.
+It has those of the 22 methods that do not depend on where the local APICs are. The chip has the others.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from irqchip_core.x86.finalization import Place
 from irqchip_core.x86.shared_chip import SharedIrqChip
 
 LAPIC_FREQUENCY = 1_000_000_000
-"""Input clock of the local APICs' timers in Hz: that of KVM's, so that a guest can move between the chips."""
+"""Input clock of the local APICs' timers in Hz: the same as in KVM, so that a guest can move between the chips."""
 
 
 class ChipsetIrqChip(SharedIrqChip):
     """A chip with a chipset.
 
     Args:
-        chipset: The chipset, which has its `apics`.
-        capabilities: What the chip can do.
+        chipset: The chipset, with its `apics` set.
+        capabilities: The capabilities of the chip.
     """
 
     def __init__(self, chipset: Chipset, capabilities: frozenset[IrqChipCap]) -> None:
@@ -69,7 +69,7 @@ class ChipsetIrqChip(SharedIrqChip):
 
     @override
     def service_irq_event(self, index: IrqEventIndex) -> None:
-        if type(index) is not int:  # once an interrupt, so this look comes first
+        if type(index) is not int:  # called for each interrupt: the quick test first
             check_type(index, int, subject=self.name, argument="index")
         self._chipset.service_event(index)
 

@@ -1,7 +1,7 @@
 """`Chipset`: PICs, IOAPIC, PIT and the lines between them and devices, under one lock.
 
-The parts decide, and answer with effects; here these are carried out, one after another, until there are none left.
-Where messages go, and the PICs' INT, is the business of the local APICs on the other side (`LocalApics`)::
+The parts answer with effects, and the chipset carries these out, one after another, until none are left. Messages and
+the INT output of the PICs go to the local APICs (`LocalApics`), which the chip provides::
 
     device's event ─┐                                ┌─► Pic ──► IntChanged ─┐
     service_irq ────┼─► Lines ──► DriveLine, DrivePin┤                       ├─► LocalApics
@@ -11,13 +11,13 @@ Where messages go, and the PICs' INT, is the business of the local APICs on the 
 
 Two locks, taken in this order:
 
-1. `routes_lock`: who connects what. Held while routes change, and while a chip registers events according to them.
-2. `lock`: all else here, and whatever the chip adds. Held for microseconds; on a chip that has to pass redirection
-   entries on to a hypervisor, for as long as that takes.
+1. `routes_lock`: which GSI leads where. Held while routes change, and while a chip registers events by its routes.
+2. `lock`: all other state of the chipset, and that of the chip. Held for microseconds; on a chip that passes
+   redirection entries on to a hypervisor, for as long as that takes.
 
-An event that drives an input waits a moment for `lock`, and then it is delayed (`DelayingLock`). A message has nothing
-to do with the controllers: it is never delayed, and waits for no access to them where the local APICs are
-`LocalApics.lock_free`.
+An event that drives an input waits for `lock`, at most for DELAY_SECONDS, and then it is delayed (`DelayingLock`). A
+message passes no controller: it is never delayed, and where the local APICs are `LocalApics.lock_free` it does not wait
+for accesses to the controllers either.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ from irqchip_core.x86.state import IOAPIC_BASE, IoapicState, PicSelect, PicState
 TIMER_GSI = 0
 TIMER_SOURCE = IrqEventSource(PlatformDeviceId.PIT, 0, "userspace PIT")
 DELAY_SECONDS = 0.001
-"""How long a signal waits for a chipset that is busy before it is delayed."""
+"""How long a signal waits for `Chipset.lock` before it is delayed."""
 
 
 class LocalApics(Protocol):
-    """The local APICs of a machine, as its chipset sees them. All is called with the chipset's lock held.
+    """The local APICs of a machine, as its chipset uses them. All methods are called with the chipset's lock held.
 
     Attributes:
         lock_free: `deliver` may also be called without the lock: the local APICs are the hypervisor's.
@@ -78,7 +78,7 @@ class LocalApics(Protocol):
     lock_free: bool
 
     def deliver(self, message: Message) -> bool:
-        """Send a message of the IOAPIC, or of a route; False if no local APIC accepts it."""
+        """Deliver a message of the IOAPIC or of a route; False if no local APIC accepts it."""
         ...
 
     def int_changed(self, high: bool) -> None:
@@ -86,20 +86,20 @@ class LocalApics(Protocol):
         ...
 
     def entries_changed(self, pins: int) -> None:
-        """Redirection entries of these pins, as bits, have changed. Comes before anything is sent by them."""
+        """Redirection entries of these pins, as bits, have changed. Called before a message is sent by them."""
         ...
 
     def commit_routes(self, routes: RoutingTable) -> None:
-        """The routing table that is to be the next one. An error leaves the routes as they are."""
+        """Prepare for `routes`, which replaces the routing table next. An error leaves the routes as they are."""
         ...
 
     def expire(self, now: int) -> int | None:
-        """Let timers catch up with the time; when to do that again, None for never."""
+        """Advance the timers to `now`; returns when to call this again, None for never."""
         ...
 
 
 class DelayingLock:
-    """A lock, and the signals that found it taken.
+    """A lock, and the signals that are delayed because it was taken.
 
     ::
 
@@ -109,13 +109,13 @@ class DelayingLock:
         release ── nothing delayed ──► done
            └────── delayed ──► trigger ──► process_delayed serves them
 
-    The order keeps every signal: it is in `delayed` before the second try, and `release` looks there after it has let
-    go. So whoever lets go last sees it; until then the trigger is not readable, and nothing spins.
+    The order keeps every signal: it is in `delayed` before the second try, and `release` checks `delayed` after it has
+    released the lock. So the last `release` finds it; until then the trigger is not readable, and no thread spins.
 
     Attributes:
-        delayed: The signals: index of an event, and how often it was signalled.
-        trigger: Readable when there are some and the lock was free.
-        acquire: As of `threading.Lock`.
+        delayed: The delayed signals: index of an event, and how often it was signalled.
+        trigger: Readable while signals are delayed, from the moment the lock is free.
+        acquire: That of `threading.Lock`.
     """
 
     __slots__ = ("_mutex", "acquire", "delayed", "trigger")
@@ -139,21 +139,21 @@ class DelayingLock:
 
 
 class Chipset:
-    """The parts.
+    """PICs, IOAPIC, PIT and lines of one machine.
 
     Args:
-        name: Of the chip, for error messages.
-        clock: Where PIT and IOAPIC have their time from.
+        name: Name of the chip, for error messages.
+        clock: The clock of PIT and IOAPIC.
         pins: Number of inputs of the IOAPIC, 24 to 240.
 
     Attributes:
-        lock, routes_lock: See above.
-        pic, ioapic, pit, lines: The parts. Use them with `lock` only.
+        lock, routes_lock: The two locks; the module's docstring has their order.
+        pic, ioapic, pit, lines: The parts. To be used with `lock` held.
         events: The event table.
     """
 
     apics: LocalApics
-    """The other side. To be set before anything else is done."""
+    """The local APICs. To be set before any method is called."""
 
     def __init__(self, name: str, clock: Clock, pins: int) -> None:
         self.name = name
@@ -188,9 +188,9 @@ class Chipset:
     # Effects
 
     def carry_out(self, effects: Effects) -> None:
-        """Do what the parts want done, and what comes of that. With `lock`.
+        """Carry out effects, and the effects that follow from them. Call it with `lock` held.
 
-        All is done, whatever fails; the first error is raised in the end.
+        An error does not stop the rest; the first one is raised at the end.
         """
         failure: Exception | None = None
         carriers = self._carriers
@@ -212,7 +212,7 @@ class Chipset:
     # Events
 
     def register(self, gsi: int, event: IrqEdgeEvent | IrqLevelEvent, source: IrqEventSource) -> IrqEventIndex:
-        """Add to the event table."""
+        """Add an event to the event table."""
         with self.lock:
             index = self.events.append(gsi, event, source)
             if isinstance(event, IrqLevelEvent):
@@ -221,7 +221,7 @@ class Chipset:
         return index
 
     def unregister(self, gsi: int, trigger: Event) -> bool:
-        """Take out of the event table; False if it is not there. The last level event of a GSI releases it."""
+        """Remove an event from the event table; False if it is not there. The last level event of a GSI releases it."""
         slot = self.events.remove(gsi, trigger)
         if slot is None:
             return False
@@ -238,7 +238,7 @@ class Chipset:
         self.ioapic.resample_lines = self.lines.resample_pins
 
     def service_event(self, index: IrqEventIndex) -> None:
-        """Serve a token. An event that is not signalled any more does nothing."""
+        """Serve the token of an event. Without a signal it does nothing."""
         slot, signals = self.events.take(index, subject=self.name)
         if slot is None or not signals:
             return
@@ -257,7 +257,7 @@ class Chipset:
                 lock.release()
 
     def process_delayed(self) -> None:
-        """Serve the events that found the chipset busy, unless it still is: then the trigger will be readable again."""
+        """Serve the delayed events. If the lock is still taken they stay, and the trigger becomes readable again."""
         lock = self.lock
         lock.trigger.reset()
         if not lock.acquire(timeout=DELAY_SECONDS):
@@ -274,13 +274,13 @@ class Chipset:
             lock.release()
 
     def delayed_token(self) -> Event:
-        """A clone of what is readable while events are delayed and the chipset is not busy."""
+        """A clone of `DelayingLock.trigger`."""
         return self.lock.trigger.clone()
 
     def _signalled(self, index: IrqEventIndex, slot: EventSlot, signals: int) -> None:
-        """An event was signalled: one interrupt. With `lock`."""
+        """Raise the one interrupt of an event that was signalled. Call it with `lock` held."""
         if self.events.slot(index) is not slot:
-            return  # unregistered meanwhile: it would assert a line that no one lowers
+            return  # unregistered meanwhile: nothing would lower the line that it asserts
         if slot.resample is None:
             self.carry_out(self.lines.edge(slot.gsi, signals))
         else:
@@ -289,7 +289,7 @@ class Chipset:
     # Lines and routes
 
     def service_irq(self, gsi: int, level: bool) -> None:
-        """Drive a GSI directly; a message is sent when `level` is true."""
+        """Drive a GSI directly; its messages are sent if `level` is true."""
         if level and self.lines.messages(gsi):
             self._send(gsi, lambda: self.lines.drive(gsi, True))
             return
@@ -297,7 +297,7 @@ class Chipset:
             self.carry_out(self.lines.drive(gsi, level))
 
     def _send(self, gsi: int, asserted: Callable[[], Effects]) -> None:
-        """Send the messages of a GSI that is asserted; `asserted` gives them once more, and counts them."""
+        """Send the messages of a GSI; `asserted` counts it, and returns effects, these messages among them."""
         if self.apics.lock_free:
             for message in self.lines.messages(gsi):
                 self.apics.deliver(message)
@@ -313,9 +313,9 @@ class Chipset:
             self.carry_out(self.ioapic.end_of_interrupt(vector, self.clock.now()))
 
     def change_routes(self, change: Callable[[RoutingTable], RoutingTable]) -> RoutingTable:
-        """Replace all routes by what `change` makes of them, and return that.
+        """Replace the routing table by `change` of it, and return the new one.
 
-        What `change` or `LocalApics.commit_routes` raises leaves everything as it was.
+        An error of `change` or `LocalApics.commit_routes` leaves everything as it was.
         """
         with self.routes_lock:
             routes = change(self.lines.routes)
@@ -327,7 +327,7 @@ class Chipset:
         return routes
 
     def gsi_counts(self) -> tuple[GsiCount, ...]:
-        """What was raised so far."""
+        """The counters of each GSI that was asserted so far."""
         slots = self.events.slots()
         with self.lock:
             raised, coalesced = dict(self.lines.raised), dict(self.lines.coalesced)
@@ -341,11 +341,11 @@ class Chipset:
     # Time
 
     def start(self) -> None:
-        """Let time count from now on."""
+        """Start the alarm of the timers."""
         self._alarm.start()
 
     def wake_at(self, when: int | None) -> None:
-        """Let timers catch up at `when`, or earlier. With `lock`."""
+        """Advance the timers at `when`, or earlier. Call it with `lock` held."""
         if when is not None and (self._alarm_at is None or when < self._alarm_at):
             self._alarm_at = when
             if not self._expiring:
@@ -367,7 +367,7 @@ class Chipset:
     # Buses
 
     def places(self, io_bus: Bus, mmio_bus: Bus) -> list[Place]:
-        """Where guests find the parts."""
+        """The devices of PICs, PIT and IOAPIC, with their ranges on the buses."""
         return [
             *((io_bus, PicPorts(self), base, length) for base, length in PIC_RANGES),
             *((io_bus, PitPorts(self), base, length) for base, length in PIT_RANGES),
@@ -389,11 +389,11 @@ class Chipset:
             return self.ioapic.state(self.clock.now())
 
     def set_ioapic_state(self, state: IoapicState) -> None:
-        """Set it. High inputs, those of the PICs too, count as asserted by any of their devices from now on."""
+        """Set the state of the IOAPIC. Then any device of a high input, of the PICs too, counts as asserting it."""
         with self.lock:
             effects = self.ioapic.set_state(state, self.clock.now())
             primary, secondary = (self.pic.state(select).last_irr for select in PicSelect)
-            # The cascade's level is the secondary's INT, no device's.
+            # The level of the cascade is the secondary's INT, and no device's.
             self.lines.restore(primary & ~(1 << CASCADE) | secondary << 8, state.current_interrupt_level_bitmap)
             self.carry_out(effects)
 
@@ -408,7 +408,7 @@ class Chipset:
             self.carry_out(self.pit.expire(now))
 
     def close(self) -> None:
-        """Stop time and close all events. Without `lock`."""
+        """Stop the timers and close all events. Call it without `lock`."""
         self._alarm.close()
         with self.lock:
             self.events.close()

@@ -1,4 +1,4 @@
-"""The bus devices of a `Chipset`: where the guest finds PICs, PIT and IOAPIC."""
+"""The bus devices of a `Chipset`: ports of PICs and PIT, register page of the IOAPIC."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PIT_RANGES = ((0x40, 8), (0x61, 1))
 
 
 class _ChipsetDevice(BusDevice):
-    """Its accesses take the chipset's lock."""
+    """A device whose accesses take the chipset's lock."""
 
     self_synchronized = True
 
@@ -26,7 +26,7 @@ class _ChipsetDevice(BusDevice):
 
 
 class PicPorts(_ChipsetDevice):
-    """Both 8259s."""
+    """Both 8259As and the ELCR."""
 
     debug_label = "userspace PIC"
     width = 1
@@ -48,7 +48,7 @@ class PicPorts(_ChipsetDevice):
 
 
 class PitPorts(_ChipsetDevice):
-    """The 8254 and the speaker's port."""
+    """The 8254 and port 0x61."""
 
     debug_label = "userspace PIT"
     width = 1

@@ -1,15 +1,15 @@
-"""`Lines`: which device asserts which line, and what that makes of the inputs of PICs and IOAPIC.
+"""`Lines`: which device asserts which GSI, and the levels of the inputs of PICs and IOAPIC that follow.
 
 ::
 
     device ── asserts ──► GSI ── routes ──► inputs of PICs and IOAPIC, or a message
 
-A GSI is asserted as long as one of its sources asserts it, and an input is high as long as one of the GSIs that lead
-to it is. A level event asserts its GSI until the interrupt ends (`line_ended`, `pin_ended`): then the GSI is released
-and the device asked (`Resample`). The rest of a part without I/O: it holds no lock, no descriptor and no controller,
-and answers with effects.
+A GSI is asserted while at least one of its sources asserts it, and an input is high while at least one of the GSIs
+that lead to it is asserted. A level event asserts its GSI until the interrupt ends (`line_ended`, `pin_ended`): then
+the GSI is released, and its devices check whether they need service again (`Resample`). A part without I/O, as the
+controllers are: it has no lock and no descriptor, and answers with effects.
 
-Not here: the events themselves, and what the controllers make of their inputs.
+Not here: the events themselves, and the controllers behind the inputs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from irqchip_core.x86.effects import DriveLine, DrivePin, Effects, Resample
 from irqchip_core.x86.msi import Message, decode_msi
 from irqchip_core.x86.state import MAXIMUM_PINS
 
-# Inputs have one number each here: 0-15 are the lines of the PICs, the pins of the IOAPIC follow.
+# Each input has one number here: 0-15 are the lines of the PICs, the pins of the IOAPIC follow.
 _FIRST = {IrqSourceChip.PIC_PRIMARY: 0, IrqSourceChip.PIC_SECONDARY: 8, IrqSourceChip.IOAPIC: 16}
 _PIN_0 = _FIRST[IrqSourceChip.IOAPIC]
 _PIC_INPUTS = (1 << _PIN_0) - 1
@@ -37,20 +37,20 @@ _HIGH = [_drive(number, True) for number in range(_PIN_0 + MAXIMUM_PINS)]
 
 # What asserts a GSI
 _DIRECT = 1  # service_irq
-_PULSED = 2  # an edge event, for a moment
+_PULSED = 2  # an edge event, between its two edges
 _LEVEL = 4  # level events, until the interrupt ends
-_RESTORED = 8  # a restored snapshot: its source is unknown until a direct or level source releases the GSI
+_RESTORED = 8  # a restored snapshot: the source is unknown until a direct or level source releases the GSI
 _RELEASES = {_DIRECT: _DIRECT | _RESTORED, _PULSED: _PULSED, _LEVEL: _LEVEL | _RESTORED}
 
 
 class _Way:
-    """Where a GSI leads.
+    """The inputs and messages to which a GSI leads.
 
     Attributes:
         inputs: Numbers of its inputs.
         messages: The messages it sends, as effects.
-        pulse: The effects of an edge while nothing else can assert its inputs; None if something can.
-        routed: Whether it leads anywhere, be it to a message that no local APIC can receive.
+        pulse: The effects of an edge, if no other GSI leads to its inputs; else None.
+        routed: Whether it has a route, be it to a message that no local APIC can receive.
     """
 
     __slots__ = ("inputs", "messages", "pulse", "routed")
@@ -91,7 +91,7 @@ class _Ways(dict[int, _Way]):
                 messages.append(message)
         alone = all(len(self.sharing[number]) == 1 for number in inputs)
         way = _Way(tuple(inputs), tuple(messages), alone=alone, routed=bool(sources))
-        if sources:  # hosts may name any GSI: those without a route are not kept
+        if sources:  # a host may use any GSI number: the table keeps none without a route
             self[gsi] = way
         return way
 
@@ -100,14 +100,14 @@ class Lines:
     """The lines of a machine.
 
     Args:
-        routes: The routing table to begin with.
+        routes: The first routing table.
 
     Attributes:
-        routes: The routing table.
+        routes: The present routing table.
         resample_lines: Inputs of the PICs, bits 0-15, to which level events lead.
         resample_pins: Inputs of the IOAPIC, as bits, to which level events lead.
         raised: By GSI, how often devices asserted it.
-        coalesced: By GSI, how many of these were merged in an event's counter.
+        coalesced: By GSI, how many of these were coalesced in an event's counter.
     """
 
     __slots__ = (
@@ -117,8 +117,8 @@ class Lines:
     def __init__(self, routes: RoutingTable) -> None:
         self.raised: dict[int, int] = {}
         self.coalesced: dict[int, int] = {}
-        self._asserted: dict[int, int] = {}  # by GSI: what asserts it, if anything does
-        self._level_events: dict[int, int] = {}  # by GSI: how many are registered, if any are
+        self._asserted: dict[int, int] = {}  # by GSI, while it is asserted: its sources
+        self._level_events: dict[int, int] = {}  # by GSI with level events: how many
         self._connect(routes)
 
     def _connect(self, routes: RoutingTable) -> None:
@@ -135,13 +135,13 @@ class Lines:
         self.resample_pins = inputs >> _PIN_0
 
     def messages(self, gsi: int) -> tuple[Message, ...]:
-        """The messages that `gsi` sends; a GSI that has some drives no input. Safe without a lock."""
+        """The messages that `gsi` sends; a GSI with messages drives no input. May be called without a lock."""
         return self._ways[gsi].messages
 
     # Devices
 
     def edge(self, gsi: int, signals: int) -> Effects:
-        """An edge event of `gsi` was signalled, `signals` times since the last time: one interrupt."""
+        """Raise one interrupt for an edge event of `gsi` that was signalled `signals` times since the last call."""
         way = self._ways[gsi]
         if not self._count(way, gsi, signals):
             return ()
@@ -150,25 +150,25 @@ class Lines:
         return (*self._set(gsi, _PULSED, True), *self._set(gsi, _PULSED, False), *way.messages)
 
     def level(self, gsi: int, signals: int) -> Effects:
-        """A level event of `gsi` was signalled: the GSI is asserted until the interrupt ends, also without a route."""
+        """Assert `gsi`, also without a route, until the interrupt ends: a level event of it was signalled."""
         way = self._ways[gsi]
         self._count(way, gsi, signals)
         return (*self._set(gsi, _LEVEL, True), *way.messages)
 
     def drive(self, gsi: int, high: bool) -> Effects:
-        """The host asserts or releases `gsi` itself; without a route that is lost. Asserting it sends its message."""
+        """Assert or release `gsi` directly; without a route that has no effect. Asserting it sends its messages."""
         if not high:
             return self._set(gsi, _DIRECT, False)
         way = self._ways[gsi]
         return (*way.messages, *self._set(gsi, _DIRECT, True)) if self._count(way, gsi, 1) else ()
 
     def add_level_event(self, gsi: int) -> None:
-        """A level event is registered on `gsi`. Afterwards the controllers get the new `resample_lines`, `_pins`."""
+        """Register a level event of `gsi`. The caller then passes `resample_lines` and `resample_pins` on."""
         self._level_events[gsi] = self._level_events.get(gsi, 0) + 1
         self._find_resample_inputs()
 
     def remove_level_event(self, gsi: int) -> Effects:
-        """A level event of `gsi` is gone; the last one releases the GSI. Afterwards as `add_level_event`."""
+        """Unregister a level event of `gsi`; the last one releases the GSI. Afterwards as `add_level_event`."""
         self._level_events[gsi] -= 1
         if self._level_events[gsi]:
             return ()
@@ -177,7 +177,7 @@ class Lines:
         return self._set(gsi, _LEVEL, False)
 
     def _count(self, way: _Way, gsi: int, signals: int) -> bool:
-        """Count what was raised, if the GSI has a route."""
+        """Count an assertion and return True; False if the GSI has no route."""
         if not way.routed:
             return False
         self.raised[gsi] = self.raised.get(gsi, 0) + signals
@@ -188,7 +188,7 @@ class Lines:
     # Levels
 
     def _set(self, gsi: int, source: int, high: bool) -> Effects:
-        """Let `source` assert or release `gsi`. A level event waits for a route; all else is lost without one."""
+        """Let `source` assert or release `gsi`. Without a route only a level event is kept."""
         way = self._ways[gsi]
         if not way.routed and source != _LEVEL:
             return ()
@@ -207,7 +207,7 @@ class Lines:
         return tuple([_HIGH[number] if sources or self._shared(number) else _LOW[number] for number in inputs])
 
     def _shared(self, number: int) -> bool:
-        """Whether an input is asserted by any GSI. What was only restored does not count: nothing might release it."""
+        """Whether a GSI asserts an input. A restored assertion does not count, as no source might release it."""
         return any(self._asserted.get(gsi, 0) & ~_RESTORED for gsi in self._ways.sharing.get(number, ()))
 
     # Ends of interrupts
@@ -221,9 +221,9 @@ class Lines:
         return self._ended(_PIN_0 + pin, True)
 
     def _ended(self, ended: int, lowered: bool) -> Effects:
-        """Release the GSIs that level events assert at this input, and ask their devices.
+        """Release the GSIs that level events assert at this input, and resample their devices.
 
-        All are released before any input is driven: they may share inputs.
+        All of them are released before any input is driven, as they may share inputs.
         """
         gsis = [gsi for gsi in self._ways.sharing.get(ended, ()) if gsi in self._level_events]
         if not gsis:
@@ -245,8 +245,8 @@ class Lines:
     def change_routes(self, routes: RoutingTable) -> Effects:
         """Replace the routing table. Afterwards as `add_level_event`.
 
-        A GSI that is asserted lets go of the inputs it loses and asserts those it gets. The end of an interrupt at an
-        input that is lost cannot be seen any more: a level event is released there, and its device asked.
+        An asserted GSI releases the inputs that it loses and asserts those that it gains. A level event is released
+        and its device resampled if its GSI loses an input, since the end of the interrupt there would be missed.
         """
         old = {gsi: (self.routes[gsi], self._ways[gsi].inputs) for gsi in self._asserted}
         self._connect(routes)
@@ -269,7 +269,7 @@ class Lines:
     def restore(self, lines: int, pins: int) -> None:
         """Take over the levels of restored controllers: inputs of the PICs and of the IOAPIC, as bits.
 
-        All GSIs that lead to a high input count as asserted, until a device of any of them releases it.
+        Every GSI that leads to a high input counts as asserted by the snapshot, until one of its devices releases it.
         """
         inputs = lines | pins << _PIN_0
         self._asserted = {
