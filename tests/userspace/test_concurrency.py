@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from irqchip_core.chip import MPState, VcpuRunState
 from irqchip_core.events import IrqEdgeEvent, IrqLevelEvent
 from irqchip_core.irq_loop import IrqLoop
 from irqchip_core.routes import IrqRoute, default_routes
 from irqchip_core.testing import FakeVcpu
+from irqchip_userspace import processor as processor_module
+from irqchip_userspace.processor import Activity
 from tests.userspace.test_chip import IOAPIC, LAPIC, SOURCE, Board
+from tests.x86.turns import patch
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -23,6 +29,21 @@ def board() -> Iterator[Board]:
     board = Board()
     yield board
     board.chip.close()
+
+
+def on_a_thread(act: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    return thread
+
+
+def until_asleep(board: Board) -> None:
+    """Wait until vCPU 0 sleeps in the chip."""
+    processor = board.chip._apics.processors[0]
+    deadline = time.monotonic() + 10
+    while processor.activity is not Activity.ASLEEP:
+        assert time.monotonic() < deadline
+        time.sleep(0)
 
 
 class LockWithVisitor:
@@ -126,6 +147,79 @@ def test_what_comes_between_injection_and_entry_on_the_vcpus_own_thread_is_injec
         chip.service_irq_event(index)
     chip.wait_until_runnable(vcpu)
     assert vcpu.injected == [0x50] or vcpu.kicks
+
+
+def test_a_vcpu_that_goes_on_on_another_thread_is_kicked_from_the_first(board: Board) -> None:
+    """As in a pool of threads, each of which makes a step."""
+    chip, vcpu = board.chip, board.vcpus[0]
+    chip.inject_interrupts(vcpu)
+    on_a_thread(lambda: chip.wait_until_runnable(vcpu)).join()
+    kicks = vcpu.kicks
+    board.redirect(5, 0x45)
+    chip.service_irq(5, True)
+    assert vcpu.kicks == kicks + 1
+
+
+def test_the_thread_of_a_vcpu_that_is_replaced_does_not_sleep_on(board: Board) -> None:
+    chip, old = board.chip, board.vcpus[0]
+    chip.halted(0)
+    states = []
+    thread = on_a_thread(lambda: states.append(chip.wait_until_runnable(old)))
+    until_asleep(board)
+    new = FakeVcpu(0)
+    chip.add_vcpu(0, new)
+    chip.set_mp_state(0, MPState.HALTED)
+    other = on_a_thread(lambda: states.append(chip.wait_until_runnable(new)))
+    thread.join(10)
+    assert states == [VcpuRunState.INTERRUPTED]
+    until_asleep(board)
+    board.redirect(5, 0x45)
+    chip.service_irq(5, True)
+    other.join(10)
+    assert states == [VcpuRunState.INTERRUPTED, VcpuRunState.RUNNABLE]
+    assert new.injected == [0x45]
+
+
+@pytest.mark.parametrize("woken", [False, True])
+def test_a_sleep_that_a_signal_ends_leaves_nothing_behind(
+    board: Board, woken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control-C in a VMM that runs its vCPU on the main thread, with an interrupt at the same moment or without."""
+    chip, vcpu = board.chip, board.vcpus[0]
+    processor = chip._apics.processors[0]
+    chip.halted(0)
+    chip.inject_interrupts(vcpu)
+    board.redirect(5, 0x45)
+
+    class Bed:
+        acquired = False
+
+        def acquire(self) -> None:
+            if self.acquired:
+                if woken:
+                    chip.service_irq(5, True)
+                raise KeyboardInterrupt
+            self.acquired = True
+
+        def release(self) -> None: ...
+
+    monkeypatch.setattr(processor_module, "threading", SimpleNamespace(Lock=Bed, get_ident=threading.get_ident))
+    with pytest.raises(KeyboardInterrupt):
+        chip.wait_until_runnable(vcpu)
+    monkeypatch.undo()
+    chip.service_irq(5, False)
+    chip.service_irq(5, True)
+    assert chip.wait_until_runnable(vcpu) is VcpuRunState.RUNNABLE
+    chip.halted(0)
+    lock = chip._chipset.lock
+
+    def release_and_kick() -> None:  # before it lies down
+        patch(processor, _lock=lock)
+        lock.release()
+        chip.kick_halted_vcpus()
+
+    patch(processor, _lock=SimpleNamespace(release=release_and_kick))
+    assert chip.wait_until_runnable(vcpu) is VcpuRunState.INTERRUPTED
 
 
 def test_what_came_before_there_was_a_vcpu_is_injected_before_its_first_entry(board: Board) -> None:

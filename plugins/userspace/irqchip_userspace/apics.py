@@ -9,6 +9,7 @@ from __future__ import annotations
 from irqchip_core.chip import VcpuRunState
 from irqchip_core.exits import MsrExit
 from irqchip_core.routes import RoutingTable
+from irqchip_core.vcpu import Vcpu
 from irqchip_core.x86.chipset.chipset import Chipset
 from irqchip_core.x86.counters import ChipCounters, vector_counts
 from irqchip_core.x86.destinations import Destinations
@@ -105,10 +106,10 @@ class UserspaceApics:
         with self._lock:
             self._look(processor)
 
-    def wait(self, processor: Processor) -> VcpuRunState:
-        """Sleep until the processor can execute, or was interrupted."""
+    def wait(self, processor: Processor, vcpu: Vcpu) -> VcpuRunState:
+        """Sleep until the processor can execute, was interrupted, or has another vCPU than this."""
         with self._lock:
-            while True:
+            while processor.vcpu is vcpu:
                 if processor.interrupted:
                     processor.interrupted = False
                     return VcpuRunState.INTERRUPTED
@@ -119,6 +120,7 @@ class UserspaceApics:
                     return VcpuRunState.RUNNABLE
                 else:
                     processor.sleep()
+        return VcpuRunState.INTERRUPTED
 
     def _look(self, processor: Processor) -> None:
         processor.look(self._follow_tsc)

@@ -187,7 +187,7 @@ class UserspaceIrqChip(ChipsetIrqChip):
 
     @override
     def wait_until_runnable(self, vcpu: Vcpu) -> VcpuRunState:
-        return self._apics.wait(self._own(vcpu))
+        return self._apics.wait(self._own(vcpu), vcpu)
 
     @override
     def kick_halted_vcpus(self) -> None:

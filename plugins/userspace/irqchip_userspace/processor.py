@@ -87,13 +87,14 @@ class Processor:
         self.pending_extint = False
         self.nmi_given = False
         self.tsc_offset = 0
-        self._thread = 0  # which runs it, by threading.get_ident; known once it has looked
+        self._thread = 0  # which looked or entered last, by threading.get_ident
         self._lock = lock
-        self._bed = threading.Lock()  # taken while it is not to be got up
-        self._bed.acquire()
+        self._bed = threading.Lock()  # of the last sleep, taken until its end
 
     def connect(self, vcpu: VcpuX86_64) -> None:
         """This is the vCPU from now on. It is to get IA32_APIC_BASE of the local APIC."""
+        if self.activity is ASLEEP:
+            self._bed.release()  # the thread of the one before it: `wait` ends
         self.vcpu = vcpu
         self.activity = CALLED
         self.authority = Authority.BOTH
@@ -135,17 +136,22 @@ class Processor:
             handed_over(self)
 
     def enter(self) -> None:
-        """It goes into the guest, which may change CR8."""
+        """It goes into the guest, which may change CR8. Perhaps on another thread than that which looked."""
+        self._thread = threading.get_ident()
         self.authority = Authority.GUEST
 
     def sleep(self) -> None:
         """Let go of the lock until `wake` or `interrupt`."""
+        bed = self._bed = threading.Lock()  # a new one, as a sleep that was broken off leaves its own in any state
+        bed.acquire()
         self.activity = ASLEEP
         self._lock.release()
         try:
-            self._bed.acquire()
+            bed.acquire()
         finally:
             self._lock.acquire()
+            if self.activity is ASLEEP and self._bed is bed:  # a signal handler has raised
+                self.activity = CALLED
 
     # What passes between hypervisor and local APIC
 
