@@ -1,4 +1,4 @@
-"""What KVM is told of routes and redirection entries, and which events it listens to."""
+"""Which routes and redirection entries the chip passes on to KVM, and which events the kernel serves."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ LEVEL, MASKED = 1 << 15, 1 << 16
 LEVEL_ASSERT = 1 << 14  # of an MSI's data
 
 
-class Told:
-    """Keeps what a VM is told by KVM_SET_GSI_ROUTING."""
+class SetRouting:
+    """Records the tables that a VM gets by KVM_SET_GSI_ROUTING."""
 
     def __init__(self, vm: KvmVm, monkeypatch: pytest.MonkeyPatch) -> None:
         self.tables: list[dict[int, MsiSource]] = []
         set_gsi_routing = vm.set_gsi_routing
 
-        def tell(routes: Any) -> None:
+        def record(routes: Any) -> None:
             routes = list(routes)
             set_gsi_routing(routes)
             self.tables.append({route.gsi: route.source for route in routes})
 
-        monkeypatch.setattr(vm, "set_gsi_routing", tell)
+        monkeypatch.setattr(vm, "set_gsi_routing", record)
 
     def new(self) -> list[dict[int, MsiSource]]:
         """The tables since the last look."""
@@ -45,8 +45,8 @@ class Told:
 
 
 @pytest.fixture
-def told(vm: KvmVm, monkeypatch: pytest.MonkeyPatch) -> Told:
-    return Told(vm, monkeypatch)
+def updates(vm: KvmVm, monkeypatch: pytest.MonkeyPatch) -> SetRouting:
+    return SetRouting(vm, monkeypatch)
 
 
 class Entries:
@@ -66,83 +66,87 @@ class Entries:
         self.write(0x11 + 2 * pin, value)
 
 
-def test_each_reprogrammed_level_entry_costs_one_update_and_nothing_else_any(told: Told, machine: Machine) -> None:
+def test_each_reprogrammed_level_entry_costs_one_update_and_no_other_write_any(
+    updates: SetRouting, machine: Machine
+) -> None:
     entries = Entries(machine)
-    told.new()
+    updates.new()
     messages = {route.gsi: route.source for route in MARKER_ROUTES}
     entries.high(10, 1 << 24)
-    assert told.new() == []  # masked
+    assert updates.new() == []  # masked
     entries.low(10, 0x4A | LEVEL)
     first = MsiSource(LAPIC | 1 << 12, 0x4A | LEVEL | LEVEL_ASSERT)
-    assert told.new() == [{10: first, **messages}]
+    assert updates.new() == [{10: first, **messages}]
     for value in (0x4A | LEVEL, 0x4A | LEVEL | MASKED, 0x4A | LEVEL, 0x4A | LEVEL | 1 << 13):
         entries.low(10, value)  # nothing new, the mask, the polarity: not for KVM
-    assert told.new() == []
+    assert updates.new() == []
     entries.low(10, 0x4B | LEVEL | MASKED)
     entries.high(10, 0)
     entries.low(10, 0x4B | LEVEL)
     second = MsiSource(LAPIC, 0x4B | LEVEL | LEVEL_ASSERT)
-    assert told.new() == [{10: second, **messages}]
+    assert updates.new() == [{10: second, **messages}]
     for pin in range(10):
         entries.low(pin, 0x30 + pin)  # edges have no end
         entries.low(pin, 0x40 + pin)
-    assert told.new() == []
+    assert updates.new() == []
     entries.low(10, 0x4B)
-    assert told.new() == [messages]
+    assert updates.new() == [messages]
     entries.low(11, 0x4C | 4 << 8 | LEVEL)  # an NMI is sent as an edge, whatever its entry says
-    assert told.new() == []
+    assert updates.new() == []
 
 
 def test_a_masked_entry_keeps_its_route_while_its_end_is_awaited(
-    told: Told, machine: Machine, chip: KvmSplitIrqChip
+    updates: SetRouting, machine: Machine, chip: KvmSplitIrqChip
 ) -> None:
     entries = Entries(machine)
     entries.low(10, 0x4A | LEVEL)
     chip.service_irq(10, True)  # in the local APIC now
     entries.low(10, 0x4A | LEVEL | MASKED)
-    told.new()
+    updates.new()
     entries.low(11, 0x4B | LEVEL)
-    (table,) = told.new()
+    (table,) = updates.new()
     assert {10, 11} < set(table)
     chip.service_irq(10, False)
     assert machine.take() == 0x4A
     assert machine.take_until_marker() == []
     assert not chip.get_ioapic_state().redirect_table[10] & 1 << 14
     entries.low(11, 0x4C | LEVEL)
-    (table,) = told.new()
+    (table,) = updates.new()
     assert 10 not in table
 
 
 @pytest.mark.parametrize("lowered", [True, False])
 def test_an_entry_that_gets_another_destination_keeps_its_route_until_its_interrupt_has_ended(
-    told: Told, machine: Machine, chip: KvmSplitIrqChip, lowered: bool
+    updates: SetRouting, machine: Machine, chip: KvmSplitIrqChip, lowered: bool
 ) -> None:
     entries = Entries(machine)
     entries.low(10, 0x4A | LEVEL)
     chip.service_irq(10, True)  # in vCPU 0's local APIC now
-    told.new()
+    updates.new()
     entries.high(10, 1 << 24)
     entries.low(11, 0x4B | LEVEL)
-    (table,) = told.new()
+    (table,) = updates.new()
     assert table[10] == MsiSource(LAPIC, 0x4A | LEVEL | LEVEL_ASSERT)
     if lowered:
         chip.service_irq(10, False)
     assert machine.take() == 0x4A
     assert machine.take_until_marker() == []
     assert not chip.get_ioapic_state().redirect_table[10] & 1 << 14
-    (table,) = told.new()
+    (table,) = updates.new()
     assert table[10] == MsiSource(LAPIC | 1 << 12, 0x4A | LEVEL | LEVEL_ASSERT)
 
 
-def test_restored_entries_are_told_as_they_are(told: Told, machine: Machine, chip: KvmSplitIrqChip) -> None:
+def test_restored_entries_are_passed_on_as_they_are(
+    updates: SetRouting, machine: Machine, chip: KvmSplitIrqChip
+) -> None:
     entries = Entries(machine)
     entries.low(10, 0x4A | LEVEL)
     state = chip.get_ioapic_state()
     state.redirect_table[10] = 1 << 56 | 0x4B | LEVEL | 1 << 14  # in service somewhere else
     state.redirect_table[11] = 0x4C | LEVEL | 1 << 14 | MASKED
-    told.new()
+    updates.new()
     chip.set_ioapic_state(state)
-    (table,) = told.new()
+    (table,) = updates.new()
     assert table[10] == MsiSource(LAPIC | 1 << 12, 0x4B | LEVEL | LEVEL_ASSERT)
     assert table[11] == MsiSource(LAPIC, 0x4C | LEVEL | LEVEL_ASSERT)
 
@@ -156,15 +160,15 @@ def test_kvm_knows_the_route_before_a_line_that_was_high_interrupts(machine: Mac
     assert not chip.get_ioapic_state().redirect_table[10] & 1 << 14  # its EOI was reported
 
 
-def test_only_messages_from_the_pins_on_are_told(told: Told, chip: KvmSplitIrqChip) -> None:
+def test_only_messages_on_gsis_above_the_pins_are_passed_on(updates: SetRouting, chip: KvmSplitIrqChip) -> None:
     chip.route_irq(IrqRoute.ioapic(30 - 10))
     chip.set_irq_routes(default_routes())
-    assert told.new() == []
+    assert updates.new() == []
     chip.set_irq_routes([IrqRoute.msi(5, LAPIC, 0x45), IrqRoute.msi(24, LAPIC, 0x50)])
-    assert told.new() == [{24: MsiSource(LAPIC, 0x50)}]
+    assert updates.new() == [{24: MsiSource(LAPIC, 0x50)}]
     chip.route_irq(IrqRoute.msi(25, 1 << 32 | LAPIC, 0x51))  # no local APIC is there, and KVM would refuse it
     chip.route_irq(IrqRoute.msi(26, 0x1234, 0x51))
-    assert told.new() == []
+    assert updates.new() == []
     chip.service_irq(25, True)
 
 
@@ -198,25 +202,25 @@ def test_what_kvm_refuses_changes_nothing(
     assert machine.take_until_marker() == [0x45]
 
 
-def test_an_entry_that_kvm_refuses_interrupts_and_is_told_again(
-    chip: KvmSplitIrqChip, vm: KvmVm, machine: Machine, told: Told, monkeypatch: pytest.MonkeyPatch
+def test_an_entry_that_kvm_refuses_interrupts_and_is_passed_on_again(
+    chip: KvmSplitIrqChip, vm: KvmVm, machine: Machine, updates: SetRouting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(routes: object) -> None:
         raise HypervisorError("not enough memory", call="KVM_SET_GSI_ROUTING", errno=12)
 
     entries = Entries(machine)
     entries.low(10, 0x49 | LEVEL)
-    told.new()
+    updates.new()
     entries.low(10, 0x49 | LEVEL | MASKED)
     chip.service_irq(10, True)
     with monkeypatch.context() as patch:
         patch.setattr(vm, "set_gsi_routing", refuse)
-        entries.low(10, 0x4A | LEVEL)  # the guest hears nothing of it
+        entries.low(10, 0x4A | LEVEL)  # the guest gets no exit for it
     assert machine.mmio_bus.errors == 1
     chip.service_irq(10, False)
-    assert told.new() == []
+    assert updates.new() == []
     entries.high(11, 1 << 24)  # any change
-    assert [table[10].data & 0xFF for table in told.new()] == [0x4A]
+    assert [table[10].data & 0xFF for table in updates.new()] == [0x4A]
     assert machine.take() == 0x4A
     assert machine.take_until_marker() == []
     assert not chip.get_ioapic_state().redirect_table[10] & 1 << 14
@@ -230,7 +234,7 @@ def test_routes_of_many_threads_all_count(vm: KvmVm, chip: KvmSplitIrqChip) -> N
     assert {route.gsi for route in chip.snapshot_chip_specific().routes} >= set(range(100, 200))
 
 
-# Who listens to an event
+# Events: in the kernel, or in the chip
 
 
 def test_edge_events_of_messages_are_the_kernels_and_all_others_the_chips(chip: KvmSplitIrqChip) -> None:
@@ -252,13 +256,13 @@ def test_edge_events_of_messages_are_the_kernels_and_all_others_the_chips(chip: 
 def test_the_kernel_and_the_chip_cannot_both_listen_to_an_event(
     chip: KvmSplitIrqChip, machine: Machine, first: int, second: int
 ) -> None:
-    """Each signal is one for whoever reads it first."""
+    """Each signal is taken by the first reader: an event is served in one place."""
     program_ioapic(chip, {5: ioapic_entry(0x45)})
     chip.route_irq(IrqRoute.msi(30, LAPIC, 0x50))
     vectors = {5: 0x45, 30: 0x50}
     with IrqEdgeEvent() as event, event.try_clone() as clone:
         chip.register_edge_irq_event(first, event, SOURCE)
-        with pytest.raises(EventInUse, match=f"listens to it already, on GSI {first}; unregister it first"):
+        with pytest.raises(EventInUse, match=f"serves it already, on GSI {first}; unregister it first"):
             chip.register_edge_irq_event(second, clone, SOURCE)
         event.trigger()
         assert machine.take_until_marker() == [vectors[first]]
@@ -320,7 +324,7 @@ def test_a_level_event_and_a_message_are_refused_whichever_comes_first(chip: Kvm
     program_ioapic(chip, {10: ioapic_entry(0x4A, level=True)})
     chip.route_irq(IrqRoute.msi(30, LAPIC, 0x50))
     with IrqLevelEvent() as event:
-        with pytest.raises(InvalidArgument, match="GSI 30 carries a message, whose end no controller sees; route"):
+        with pytest.raises(InvalidArgument, match="GSI 30 carries a message, whose end no controller reports; route"):
             chip.register_level_irq_event(30, event, SOURCE)
         chip.register_level_irq_event(31, event, SOURCE)
         calls: list[Callable[[], None]] = [

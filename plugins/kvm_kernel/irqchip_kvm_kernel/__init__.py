@@ -1,1 +1,1 @@
-"""The interrupt chip that is all in the Linux kernel (KVM_CREATE_IRQCHIP), for irqchip."""
+"""The interrupt chip whose controllers are all in the Linux kernel (KVM_CREATE_IRQCHIP), for irqchip."""

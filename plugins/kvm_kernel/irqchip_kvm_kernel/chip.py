@@ -1,8 +1,8 @@
 """`KvmKernelIrqChip`: PIC, IOAPIC, PIT and local APICs are all in the Linux kernel.
 
-Devices' events go to the kernel as irqfds, so no interrupt passes through user space, there is nothing for
-an irq loop to serve, and the kernel lets a halted vCPU sleep inside KVM_RUN. What is left here is
-bookkeeping: the routing table that was last accepted, which events are connected, and the vCPUs.
+Devices' events go to the kernel as irqfds, so no interrupt passes through user space, the irq loop has no event to
+serve, and the kernel lets a halted vCPU sleep inside KVM_RUN. This class keeps the routing table that KVM accepted
+last, the connected events, and the vCPUs.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def probe(vm: Vm) -> Probe:
 
 @frozen
 class KernelChipState:
-    """What only this chip has to save. All else is in the common records.
+    """State beside the common records.
 
     Attributes:
         routes: The routing table.
-        interrupt_bitmaps: Of each vCPU, as a bit, the vector that is injected but not yet delivered.
+        interrupt_bitmaps: By vCPU: the vector that is injected but not yet delivered, as a bit.
     """
 
     routes: tuple[IrqRoute, ...]
@@ -76,7 +76,7 @@ class KvmKernelIrqChip(SharedIrqChip):
 
     Args:
         vm: A KVM VM without vCPUs and without a chip.
-        vcpu_count: How many vCPUs it will have at most: 1 to `KvmVm.max_vcpu_id`.
+        vcpu_count: Maximum number of vCPUs: 1 to `KvmVm.max_vcpu_id`.
 
     Raises:
         WrongType: `vm` is not a `KvmVm`.
@@ -97,7 +97,7 @@ class KvmKernelIrqChip(SharedIrqChip):
         self._routes = _Routes()
         super().__init__(IOAPIC_PINS, lapic_capabilities(vm), vm)
         vm.create_irqchip()
-        vm.create_pit2(PIT_SPEAKER_DUMMY)  # the gate and OUT of counter 2 at port 0x61, which guests measure time with
+        vm.create_pit2(PIT_SPEAKER_DUMMY)  # gate and OUT of counter 2 at port 0x61, by which guests measure time
         vm.enable_x2apic_api()
 
     @override
@@ -108,7 +108,7 @@ class KvmKernelIrqChip(SharedIrqChip):
     def add_vcpu(self, vcpu_id: int, vcpu: Vcpu) -> None:
         self._vcpus.add(vcpu_id, vcpu)
 
-    # Events: KVM_IRQFD, edge or with a resample event. The kernel waits for them; nothing is served here.
+    # Events: KVM_IRQFD, edge or with a resample event. The kernel serves them.
 
     @override
     def _connect_event(
@@ -121,7 +121,7 @@ class KvmKernelIrqChip(SharedIrqChip):
     def _disconnect_event(self, gsi: int, trigger: Event) -> bool:
         return self._irqfds.disconnect(gsi, trigger)
 
-    # Routes: KVM_SET_GSI_ROUTING takes the whole table, so ours is kept only when KVM took it.
+    # Routes: KVM_SET_GSI_ROUTING takes the whole table; the new table is kept only after KVM accepted it.
 
     @override
     def _change_routes(self, change: Callable[[RoutingTable], RoutingTable]) -> RoutingTable:
@@ -173,7 +173,7 @@ class KvmKernelIrqChip(SharedIrqChip):
 
     @override
     def kick_halted_vcpus(self) -> None:
-        """Nothing: a halted vCPU sleeps in the kernel, and comes out by its own kick."""
+        """No action: a halted vCPU sleeps in the kernel, and its own kick ends that."""
 
     @override
     def get_mp_state(self, vcpu_id: int) -> MPState:
@@ -185,7 +185,7 @@ class KvmKernelIrqChip(SharedIrqChip):
 
     @override
     def process_delayed_irq_events(self) -> None:
-        """Nothing: the kernel delays no event."""
+        """No action: the kernel delays no event."""
 
     @override
     def irq_delayed_event_token(self) -> Event | None:
@@ -207,7 +207,7 @@ class KvmKernelIrqChip(SharedIrqChip):
 
     @override
     def pit_uses_speaker_port(self) -> bool:
-        return False  # on no bus: KVM answers port 0x61 itself, as with KVM_PIT_SPEAKER_DUMMY
+        return False  # on no bus: KVM answers port 0x61 itself (KVM_PIT_SPEAKER_DUMMY)
 
     @override
     def lapics_in_hypervisor(self) -> bool:
@@ -220,7 +220,7 @@ class KvmKernelIrqChip(SharedIrqChip):
     @override
     def check_chip_specific(self, data: Any, vcpu_count: int) -> None:
         self._vcpus.check_chip_specific(data, KernelChipState, vcpu_count)
-        self._routes.table.replaced(data.routes)  # raises if they are none
+        self._routes.table.replaced(data.routes)  # raises if they are no routes
 
     @override
     def restore_chip_specific(self, data: Any) -> None:

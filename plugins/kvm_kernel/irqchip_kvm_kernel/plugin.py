@@ -1,4 +1,4 @@
-"""Registers the backend. The chip and the KVM bindings are imported when they are needed."""
+"""The backend kvm_kernel. It imports the chip and the KVM bindings when the chip is made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class KvmKernelBackend(Backend):
-    """Makes `KvmKernelIrqChip`."""
+    """The backend of `KvmKernelIrqChip`."""
 
     name = "kvm_kernel"
     api_version = API_VERSION

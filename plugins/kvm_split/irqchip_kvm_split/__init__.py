@@ -1,1 +1,1 @@
-"""The interrupt chip whose local APICs are in the Linux kernel, and all else in Python, for irqchip."""
+"""The interrupt chip with local APICs in the Linux kernel and all other controllers in Python, for irqchip."""

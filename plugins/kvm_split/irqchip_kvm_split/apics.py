@@ -1,6 +1,6 @@
-"""`KernelApics`: the local APICs in the kernel, on the other side of a chipset.
+"""`KernelApics`: the local APICs in the kernel, as the `LocalApics` of a chipset.
 
-Messages go to KVM at once (KVM_SIGNAL_MSI); EOIs of level-triggered ones come back as `IoapicEoiExit` (see
+Messages go to KVM at once (KVM_SIGNAL_MSI); EOIs of level-triggered messages come back as `IoapicEoiExit` (see
 `kernel_routes`); the PICs' vectors go to vCPU 0 (see `pic_output`).
 """
 
@@ -19,7 +19,7 @@ class KernelApics:
 
     Args:
         vm: A VM with a split chip that has as many reserved pins as the IOAPIC of `chipset`, and no routes.
-        chipset: The other side.
+        chipset: The chipset.
     """
 
     def __init__(self, vm: KvmVm, chipset: Chipset) -> None:
@@ -41,5 +41,5 @@ class KernelApics:
         self._kernel_routes.routes_changed(routes)
 
     def expire(self, now: int) -> int | None:
-        """Nothing: the timers are in the kernel."""
+        """No action: the timers are in the kernel."""
         return None

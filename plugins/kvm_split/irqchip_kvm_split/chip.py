@@ -1,9 +1,9 @@
 """`KvmSplitIrqChip`: local APICs are in the Linux kernel; PICs, IOAPIC, PIT and the lines are a `Chipset`.
 
-What passes between the two is `KernelApics`'. Edge events on GSIs that carry a message go to the kernel as irqfds; all
-other events are served here.
+`KernelApics` connects the two. Edge events on GSIs that carry a message go to the kernel as irqfds; the chip serves all
+other events.
 
-Left out, as KVM's local APICs do not have it: ExtINT as a message, and LINT0 in another mode than ExtINT.
+Left out, as KVM's local APICs lack it: ExtINT as a message, and LINT0 in another mode than ExtINT.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def probe(vm: Vm) -> Probe:
 
 @frozen
 class SplitChipState:
-    """What only this chip has to save. All else is in the common records.
+    """State beside the common records.
 
     Attributes:
         routes: The routing table.
-        interrupt_bitmaps: Of each vCPU, as a bit, the vector that is injected but not yet delivered.
-        pending_extint: Vector that the PICs have in service and vCPU 0 has not begun to take; None if there is none.
+        interrupt_bitmaps: By vCPU: the vector that is injected but not yet delivered, as a bit.
+        pending_extint: Vector that the PICs have in service and vCPU 0 has not taken yet; None if there is none.
     """
 
     routes: tuple[IrqRoute, ...]
@@ -65,12 +65,12 @@ class SplitChipState:
 
 
 class KvmSplitIrqChip(ChipsetIrqChip):
-    """The chip on both sides.
+    """The chip with local APICs in the kernel.
 
     Args:
         vm: A KVM VM without vCPUs and without a chip.
-        vcpu_count: How many vCPUs it will have at most: 1 to `KvmVm.max_vcpu_id`. Those from 255 on can only be reached
-            in x2APIC mode, and by messages whose address has the upper bits of the destination in bits 40-63.
+        vcpu_count: Maximum number of vCPUs: 1 to `KvmVm.max_vcpu_id`. vCPUs from 255 on can be reached only in
+            x2APIC mode, and by messages whose address has the upper bits of the destination in bits 40-63.
         pins: Number of inputs of the IOAPIC, 24 to 240.
         clock: Where PIT and IOAPIC have their time from; None for the host's.
 
@@ -127,7 +127,7 @@ class KvmSplitIrqChip(ChipsetIrqChip):
 
     @override
     def kick_halted_vcpus(self) -> None:
-        """Nothing: a halted vCPU sleeps in the kernel, and comes out by its own kick."""
+        """No action: a halted vCPU sleeps in the kernel, and its own kick ends that."""
 
     @override
     def get_mp_state(self, vcpu_id: int) -> MPState:
@@ -138,7 +138,7 @@ class KvmSplitIrqChip(ChipsetIrqChip):
         self._vcpus.set_mp_state(vcpu_id, state)
         self._apics.pic_output.look_again()
 
-    # Events: the kernel's if nothing but a message can come of them, else the chipset's.
+    # Events: the kernel serves an event that can only cause a message, the chipset any other.
 
     @override
     def _connect_event(
@@ -150,16 +150,16 @@ class KvmSplitIrqChip(ChipsetIrqChip):
             trigger = event.get_trigger()
             if level and _has_message(sources):
                 raise InvalidArgument(
-                    f"GSI {gsi} carries a message, whose end no controller sees",
+                    f"GSI {gsi} carries a message, whose end no controller reports",
                     subject=NAME,
                     argument="irq",
                     remedy="route the GSI to a pin of the IOAPIC or the PICs, or use an edge event",
                 )
-            # The kernel takes every signal of what it listens to, and would leave none for the chipset.
+            # The kernel takes every signal of an irqfd, and would leave none for the chipset.
             if level or gsi < self._chipset.ioapic.pins or _has_pin(sources):
-                self._check_unused(trigger, self._irqfds.connections(), "the kernel listens")
+                self._check_unused(trigger, self._irqfds.connections(), "the kernel serves it")
                 return self._chipset.register(gsi, event, source)
-            self._check_unused(trigger, self._chipset.events.slots(), "the chip listens")
+            self._check_unused(trigger, self._chipset.events.slots(), "the chip serves it")
             self._irqfds.connect(gsi, event, source)
             return None
 
@@ -167,7 +167,7 @@ class KvmSplitIrqChip(ChipsetIrqChip):
         for other in others:
             if other.trigger == trigger:
                 raise EventInUse(
-                    f"{problem} to it already, on GSI {other.gsi}",
+                    f"{problem} already, on GSI {other.gsi}",
                     subject=NAME,
                     argument="event",
                     remedy="unregister it first, or use a new event",
@@ -199,17 +199,17 @@ class KvmSplitIrqChip(ChipsetIrqChip):
             if slot.resample is not None and _has_message(routes[slot.gsi]):
                 device = slot.source.device_name
                 raise InvalidRoute(
-                    f"{device} has a level event on GSI {slot.gsi}, and no controller sees the end of a message",
+                    f"{device} has a level event on GSI {slot.gsi}, and no controller reports the end of a message",
                     subject=NAME,
                     argument="route",
                     remedy="unregister the event first, or route another GSI",
                 )
 
     def _take_over(self, routes: RoutingTable, taken: list[tuple[int, IrqEventSource, IrqEventIndex]]) -> None:
-        """Serve the irqfds of GSIs that are about to have pins here: only the chipset can drive those."""
+        """Move the irqfds of GSIs that get pins to the chipset, as only the chipset can drive pins."""
         for irqfd in self._irqfds.connections():
             if _has_pin(routes[irqfd.gsi]):
-                # In this order: until the kernel lets go it takes each signal, and from then on the chipset does.
+                # In this order: until it disconnects the kernel takes each signal, and afterwards the chipset does.
                 index = self._chipset.events.append(irqfd.gsi, IrqEdgeEvent(irqfd.trigger), irqfd.source)
                 taken.append((irqfd.gsi, irqfd.source, index))
                 self._irqfds.disconnect(irqfd.gsi, irqfd.trigger)
@@ -242,7 +242,7 @@ class KvmSplitIrqChip(ChipsetIrqChip):
         self._vcpus.check_chip_specific(data, SplitChipState, vcpu_count)
         if data.pending_extint is not None:
             check_int(data.pending_extint, 0, 0xFF, subject=NAME, argument="chip_specific.pending_extint")
-        self._check_level_events(self._chipset.lines.routes.replaced(data.routes))  # raises if they are none, too
+        self._check_level_events(self._chipset.lines.routes.replaced(data.routes))  # raises also if they are no routes
 
     @override
     def restore_chip_specific(self, data: Any) -> None:

@@ -1,13 +1,13 @@
-"""`KernelRoutes`: the routing table that KVM has, kept with the IOAPIC's entries and the chip's messages.
+"""`KernelRoutes`: the routing table in KVM, which follows the IOAPIC's entries and the chip's messages.
 
 GSIs below the number of pins are reserved (the argument of KVM_CAP_SPLIT_IRQCHIP). There the MSI route of GSI n is the
-redirection entry of IOAPIC pin n, while that is level-triggered. Nothing is sent by it: it tells KVM which vectors end
-at the IOAPIC, so that their EOIs come as KVM_EXIT_IOAPIC_EOI. (An EOI of a level-triggered message on a GSI that is
-not reserved is never reported. kvm_pvm reports the EOI when it delivers, before the guest's handler has run.)
+redirection entry of IOAPIC pin n, while that is level-triggered. The route sends nothing: by it KVM finds the vectors
+that end at the IOAPIC, and reports their EOIs by KVM_EXIT_IOAPIC_EOI. (An EOI of a level-triggered message on a GSI
+that is not reserved is never reported. kvm_pvm reports the EOI when it delivers, before the guest's handler has run.)
 Edge-triggered entries have no end to report, and no route here.
 
 While an interrupt of a pin waits for its end, KVM keeps the route by which it was sent: the guest may have given the
-entry another destination meanwhile, and older kernels (Linux 6.1 for one) do not look at what is in service. Until then
+entry another destination meanwhile, and older kernels (such as Linux 6.1) do not check what is in service. Until then
 the pin sends nothing.
 
 GSIs from the number of pins on have the messages of the chip's own routes, for their irqfds.
@@ -24,7 +24,7 @@ from irqchip_kvm import KvmVm
 
 
 class KernelRoutes:
-    """The routes that KVM has. For use with the chipset's lock.
+    """The routing table in KVM. To be used with the chipset's lock held.
 
     Args:
         vm: A VM with a split chip that has as many reserved pins as `ioapic`, and no routes.
@@ -43,9 +43,9 @@ class KernelRoutes:
         self.updates = 0
 
     def entries_changed(self, changed: int) -> None:
-        """Follow redirection entries: one update if there is something that KVM must have, otherwise none.
+        """Follow redirection entries: one update if KVM needs a changed one, otherwise none.
 
-        KVM need not have a masked entry yet, and may have another route for it still: that only costs exits.
+        KVM does not need a masked entry yet, and may keep an older route for it: that costs only exits.
 
         Args:
             changed: The pins, as bits.
@@ -62,7 +62,7 @@ class KernelRoutes:
         self._changed = 0
 
     def routes_changed(self, routes: RoutingTable) -> None:
-        """Follow the chip's routes. Raises what `KvmVm.set_gsi_routing` raises, and then KVM has the old ones."""
+        """Follow the chip's routes. An error of `KvmVm.set_gsi_routing` is raised, and KVM keeps the old ones."""
         messages = [route for route in routes if route.gsi >= self._ioapic.pins and _is_message(route)]
         if messages != self._messages:
             self._update(messages)
@@ -89,6 +89,6 @@ def _route_of(pin: int, entry: int) -> IrqRoute | None:
 
 
 def _is_message(route: IrqRoute) -> bool:
-    """Whether a local APIC listens at its address. KVM would refuse some of the others, which guests make up."""
+    """Whether its address belongs to a local APIC. Guests can write others, and KVM would refuse some of these."""
     source = route.source
     return isinstance(source, MsiSource) and decode_msi(source.address, source.data) is not None

@@ -1,11 +1,11 @@
-"""`PicOutput`: the way of the PICs' interrupts to vCPU 0, whose local APIC is in the kernel.
+"""`PicOutput`: delivers the PICs' interrupts to vCPU 0, whose local APIC is in the kernel.
 
-KVM takes one vector at a time (KVM_INTERRUPT), and says of each exit whether it could take one now. That is what LINT0
-makes of the PICs' output: as long as it is masked or not in ExtINT mode (Intel SDM vol. 3, 12.5.1) the vCPU is not
-ready, and a requested window opens when the guest changes that (`kvm_cpu_accept_dm_intr`). The other delivery modes
-of LINT0, which deliver something else than the PICs' vector, are not for KVM to have with the PICs in user space.
+KVM takes one vector at a time (KVM_INTERRUPT), and reports at each exit whether it could take one now. KVM considers
+LINT0: while that is masked or not in ExtINT mode (Intel SDM vol. 3, 12.5.1) the vCPU is not ready, and a requested
+window opens when the guest changes that (`kvm_cpu_accept_dm_intr`). KVM lacks the
+other delivery modes of LINT0, which deliver no vector of the PICs, while the PICs are in user space.
 
-A vCPU that sleeps in the kernel looks at no window that is requested afterwards, so it is kicked: it comes back to its
+A vCPU that sleeps in the kernel ignores a window that is requested later, so it is kicked: it comes back to its
 thread, which calls `inject`, and KVM wakes it for the vector it is given.
 """
 
@@ -21,18 +21,18 @@ class PicOutput:
     """INT of the primary PIC, wired to LINT0 of vCPU 0.
 
     Args:
-        chipset: Where the PICs are. Its `lock` guards all this.
+        chipset: The chipset with the PICs. Its `lock` guards all state here.
     """
 
     def __init__(self, chipset: Chipset) -> None:
         self._chipset = chipset
         self._vcpu: KvmVcpu | None = None
-        self._thread = 0  # which runs the vCPU, by threading.get_ident()
+        self._thread = 0  # that runs the vCPU, by threading.get_ident()
         self._kicked = False
-        self._acknowledged: int | None = None  # what the PICs have given and KVM has not taken
+        self._acknowledged: int | None = None  # vector that the PICs gave and KVM has not taken
 
     def connect(self, vcpu: KvmVcpu) -> None:
-        """This is vCPU 0 from now on."""
+        """Take over vCPU 0."""
         with self._chipset.lock:
             self._vcpu = vcpu
             self._thread = 0
@@ -40,20 +40,20 @@ class PicOutput:
         self.look_again()
 
     def changed(self, level: bool) -> None:
-        """The output has this level now. With the lock."""
-        # On the vCPU's own thread it is not in the guest, and `inject` comes before it goes there.
+        """Set the level of the output. Call it with the lock held."""
+        # On its own thread the vCPU is not in the guest, and `inject` follows before it enters.
         if level and self._vcpu is not None and not self._kicked and self._thread != threading.get_ident():
             self._kicked = True
             self._vcpu.kick()
 
     def inject(self, vcpu: KvmVcpu) -> None:
-        """Give the vCPU what the PICs have for it, or ask for an interrupt window. On its thread, not in the guest."""
+        """Inject the PICs' vector into the vCPU, or request an interrupt window. Call it on the vCPU's thread."""
         with self._chipset.lock:
-            self._kicked = False  # what comes from now on must kick again
+            self._kicked = False  # a later interrupt kicks again
             self._thread = threading.get_ident()
             if self._waits():
                 if not vcpu.readiness_known:
-                    # A new vCPU, or a restored one: perhaps it would go to sleep before KVM looks at the window.
+                    # A new or restored vCPU: it could go to sleep before KVM considers the window.
                     vcpu.kick()
                 elif vcpu.ready_for_interrupt():
                     self._give(vcpu)
@@ -70,22 +70,22 @@ class PicOutput:
         self._acknowledged = None
 
     def look_again(self) -> None:
-        """State of the vCPU was set from outside: what waits for it may be for it to take now."""
+        """Kick the vCPU if an interrupt waits: state was set from outside, by which it may be ready now."""
         with self._chipset.lock:
             if self._vcpu is not None and self._waits():
                 self._vcpu.kick()
 
     def pending_extint(self) -> int | None:
-        """The vector that the PICs have in service and the guest has not begun to take. While the vCPU is stopped."""
+        """The vector that the PICs have in service and the guest has not taken yet. The vCPU must be stopped."""
         with self._chipset.lock:
             if self._acknowledged is not None or self._vcpu is None:
                 return self._acknowledged
             return self._queued()
 
     def restore(self, pending_extint: int | None) -> None:
-        """Go on where another one was, or this one. Before other state of the vCPU is set.
+        """Restore the pending vector of a saved state. Call it before other state of the vCPU is set.
 
-        KVM gives no vector back. One that it has for this vCPU already is the one to restore, or comes in addition.
+        KVM returns no vector. A vector that KVM already has for this vCPU is the one to restore, or is delivered too.
         """
         with self._chipset.lock:
             self._acknowledged = None if pending_extint == self._queued() else pending_extint

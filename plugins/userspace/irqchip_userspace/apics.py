@@ -1,7 +1,7 @@
-"""`UserspaceApics`: the local APICs and their vCPUs, on the other side of a chipset.
+"""`UserspaceApics`: the local APICs in Python and their vCPUs, as the `LocalApics` of a chipset.
 
-What the chipset sends is delivered here, what guests do to their local APICs is carried out, and what is pending is
-given to vCPUs. Methods take the chipset's lock, except for those of `LocalApics` and the private ones: they need it.
+It delivers the messages of the chipset, carries out the guests' accesses to their local APICs, and injects pending
+interrupts into vCPUs. Methods take the chipset's lock; those of `LocalApics` and the private ones are called with it.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class UserspaceApics:
     """Implements `irqchip_core.x86.chipset.chipset.LocalApics`.
 
     Args:
-        chipset: The other side.
-        vcpu_count: How many there are; their ids are 0 and up.
-        timer_hz: Input clock of their timers.
+        chipset: The chipset.
+        vcpu_count: Number of local APICs; their ids are 0 and up.
+        timer_hz: Input clock of the timers.
         tsc_hz: Frequency of the guest's time-stamp counter; 0: no TSC-deadline mode.
-        x2apic: Whether they have x2APIC mode.
-        exits_on_msrs: Whether the guest's writes of IA32_APIC_BASE come as exits.
+        x2apic: Whether the local APICs have x2APIC mode.
+        exits_on_msrs: Whether the guest's writes of IA32_APIC_BASE cause exits.
 
     Attributes:
-        processors: By number.
-        pages: Where guests find the registers, once that is on a bus.
+        processors: The vCPUs, by number.
+        pages: The register pages; None until they are on a bus.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class UserspaceApics:
             self._destinations.add(lapic)
             self.processors.append(Processor(lapic, self._lock))
 
-    # What the chipset sends
+    # Calls of the chipset
 
     def deliver(self, message: Message, source: Lapic | None = None) -> bool:
-        """See `LocalApics`; `source` is the sender of an IPI."""
+        """Deliver a message, as `LocalApics.deliver`; `source` is the sender of an IPI."""
         receivers = self._destinations.deliver(message, source)
         for lapic in receivers:
             self.processors[lapic.apic_id].wake()
@@ -73,10 +73,10 @@ class UserspaceApics:
             processor.wake()
 
     def entries_changed(self, pins: int) -> None:
-        """Nothing: messages come as they are."""
+        """No action: the IOAPIC sends complete messages."""
 
     def commit_routes(self, routes: RoutingTable) -> None:
-        """Nothing: routes are the chipset's alone."""
+        """No action: only the chipset uses routes."""
 
     def expire(self, now: int) -> int | None:
         deadlines = []
@@ -90,7 +90,7 @@ class UserspaceApics:
         return min(deadlines, default=None)
 
     def _carry_out(self, processor: Processor, effects: Effects) -> None:
-        """Do what a local APIC asks for."""
+        """Carry out the effects of a local APIC."""
         for effect in effects:
             if isinstance(effect, Message):
                 self.deliver(effect, processor.lapic)
@@ -102,7 +102,7 @@ class UserspaceApics:
     # vCPUs. On their own threads
 
     def inject(self, processor: Processor) -> None:
-        """Give the processor what is pending for it, or ask for an interrupt window."""
+        """Inject the pending interrupt into the vCPU, or request an interrupt window."""
         with self._lock:
             self._look(processor)
 
@@ -132,7 +132,7 @@ class UserspaceApics:
         extint = processor.pending_extint or self._extint_requested(processor)
         pending = extint or lapic.pending_vector() >= 0
         if pending and processor.mp_state is HALTED and processor.authority is Authority.BOTH:
-            vcpu.complete_io()  # restored: what has never run cannot tell yet whether it is ready
+            vcpu.complete_io()  # restored: before its first run it is undefined whether a vCPU is ready
         if pending and vcpu.ready_for_interrupt():
             if extint:  # the PICs first, as in KVM
                 vector, effects = self._chipset.pic.acknowledge()
@@ -151,21 +151,21 @@ class UserspaceApics:
         return processor.lapic.apic_id == 0 and processor.lapic.extint_requested()
 
     def _sync_from_vcpu(self, processor: Processor) -> None:
-        """Let the local APIC follow what the guest did by itself, without an exit.
+        """Update the local APIC by what the guest changed without an exit.
 
-        That is CR8 alone where MSRs can exit: see README.md, "What the guest does between two exits". Where they
-        cannot, IA32_APIC_BASE too.
+        The guest changes CR8 so, and IA32_APIC_BASE if MSRs cannot exit: see README.md, "What the guest does between
+        two exits".
         """
         processor.sync_from_vcpu()
         if self._exits_on_msrs or processor.vcpu is None or processor.authority is not Authority.GUEST:
             return
-        # Without x2APIC mode each value can follow each other one, so whatever the guest wrote in between is no matter.
+        # Without x2APIC mode any value can follow any other, so values that the guest wrote in between have no effect.
         base = processor.vcpu.apic_base
         if base != processor.lapic.apic_base:
             self._carry_out(processor, processor.lapic.write_msr(IA32_APIC_BASE, base, self._now()) or ())
 
     def _follow_tsc(self, processor: Processor) -> None:
-        """Let an armed deadline count on what the time-stamp counter is now, which only its own thread can tell."""
+        """Recompute an armed deadline by the present time-stamp counter, which only the vCPU's own thread can read."""
         if processor.lapic.timer.tsc_deadline:
             assert processor.vcpu is not None
             now, tsc = self._now(), processor.vcpu.tsc()
@@ -175,17 +175,17 @@ class UserspaceApics:
     def _tsc_is(self, processor: Processor, now: int, tsc: int) -> None:
         processor.tsc_offset = tsc - now * self._tsc_hz // SECOND
 
-    # What the guest does to its local APIC
+    # Accesses of the guest to its local APIC
 
     def read(self, vcpu_id: int, offset: int, size: int) -> int:
-        """A read of the register page."""
+        """Read the register page."""
         processor = self.processors[vcpu_id]
         with self._lock:
             self._sync_from_vcpu(processor)
             return processor.lapic.read(offset, size, self._now())
 
     def write(self, vcpu_id: int, offset: int, size: int, value: int) -> None:
-        """A write of the register page."""
+        """Write the register page."""
         processor = self.processors[vcpu_id]
         with self._lock:
             self._sync_from_vcpu(processor)
@@ -193,7 +193,7 @@ class UserspaceApics:
             processor.sync_to_vcpu()
 
     def access_msr(self, processor: Processor, access: MsrExit) -> None:
-        """RDMSR or WRMSR of one of the local APIC's registers, and its answer."""
+        """Carry out RDMSR or WRMSR of a register of the local APIC, and complete it."""
         vcpu, lapic = processor.vcpu, processor.lapic
         assert vcpu is not None
         deadline = access.index == IA32_TSC_DEADLINE
@@ -214,7 +214,7 @@ class UserspaceApics:
         vcpu.complete_msr(value, fault=fault)
 
     def access_hypervisor_msr(self, processor: Processor, access: MsrExit) -> None:
-        """RDMSR or WRMSR of an MSR that is the hypervisor's, and that the local APIC must follow at once."""
+        """Carry out RDMSR or WRMSR of an MSR of the hypervisor whose writes the local APIC must follow at once."""
         vcpu, lapic = processor.vcpu, processor.lapic
         assert vcpu is not None
         new_base = access.is_write and access.index == IA32_APIC_BASE
@@ -231,7 +231,7 @@ class UserspaceApics:
     # State
 
     def get_state(self, processor: Processor) -> LapicState:
-        """Its state; an ExtINT message that was taken from it and not answered is in it still."""
+        """State of a local APIC. An ExtINT message counts as pending until the PICs are acknowledged."""
         with self._lock:
             processor.sync_from_vcpu()
             state = processor.lapic.state(self._now())
@@ -239,7 +239,7 @@ class UserspaceApics:
             return state
 
     def set_state(self, processor: Processor, state: LapicState) -> None:
-        """Set it; the vCPU's thread hands CR8 and IA32_APIC_BASE over to the hypervisor."""
+        """Set the state of a local APIC; the vCPU's thread then hands CR8 and IA32_APIC_BASE over to the hypervisor."""
         lapic = processor.lapic
         with self._lock:
             lapic.set_state(state, self._now())
@@ -252,7 +252,7 @@ class UserspaceApics:
                 self.pages.follow(lapic.apic_id, lapic.apic_base)
 
     def counters(self) -> ChipCounters:
-        """What became of interrupts."""
+        """The counters of GSIs and vectors."""
         gsis = self._chipset.gsi_counts()
         with self._lock:
             lapics = [processor.lapic for processor in self.processors]

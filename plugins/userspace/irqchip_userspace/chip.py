@@ -1,8 +1,8 @@
 """`UserspaceIrqChip`: all controllers in Python, on any hypervisor that offers the vCPU protocol.
 
-PICs, IOAPIC, PIT and the lines are a `Chipset`'s, what goes with them is the `ChipsetIrqChip`'s; the local APICs are
-`UserspaceApics`. Here are the contract's methods, with the checks of their arguments. No thread exists before
-`finalize_devices`; then one serves all timers.
+PICs, IOAPIC, PIT and the lines are a `Chipset`, and `ChipsetIrqChip` has the methods for them; the local APICs are
+`UserspaceApics`. Here are the other methods of the contract, with the checks of their arguments. No thread exists
+before `finalize_devices`; then one serves all timers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MAX_VCPUS = 255
 
 APIC_MSRS = (range(0x800, 0x900), range(IA32_TSC_DEADLINE, IA32_TSC_DEADLINE + 1))
 HYPERVISOR_MSRS = (IA32_APIC_BASE, IA32_TSC, IA32_TSC_ADJUST)
-"""Its own MSRs, whose writes local APIC or deadline must follow."""
+"""MSRs of the hypervisor whose writes the local APIC or an armed deadline must follow."""
 
 
 def _capabilities(vm: Vm) -> frozenset[IrqChipCap]:
@@ -64,7 +64,7 @@ def _exit_on_msrs(vm: Vm) -> None:
     base, *tsc = (range(index, index + 1) for index in HYPERVISOR_MSRS)
     try:
         vm.exit_on_msrs((*APIC_MSRS, base, *tsc))
-    except Unsupported:  # then an armed deadline stays when it was due before the guest wrote its time-stamp counter
+    except Unsupported:  # then a write of the time-stamp counter does not move an armed deadline
         vm.exit_on_msrs((*APIC_MSRS, base))
 
 
@@ -74,7 +74,7 @@ def _protocol_members() -> list[str]:
 
 @frozen
 class UserspaceChipState:
-    """What only this chip has to save: its routes. All else is in the common records."""
+    """State beside the common records: the routes."""
 
     routes: tuple[IrqRoute, ...]
 
@@ -84,9 +84,9 @@ class UserspaceIrqChip(ChipsetIrqChip):
 
     Args:
         vm: A VM without vCPUs and without a chip in its hypervisor.
-        vcpu_count: How many vCPUs it will have at most, 1 to 255; their APIC ids are 0 and up.
+        vcpu_count: Maximum number of vCPUs, 1 to 255; their APIC ids are 0 and up.
         pins: Number of inputs of the IOAPIC, 24 to 240.
-        clock: Where all timers have their time from, if not from the VM's.
+        clock: The clock of all timers; None for that of the VM.
 
     Raises:
         WrongType: `vm` does not offer what the chip needs.
@@ -141,7 +141,7 @@ class UserspaceIrqChip(ChipsetIrqChip):
     def _release(self) -> None:
         with self._chipset.lock:
             for processor in self._apics.processors:
-                processor.interrupt()  # nothing else would end its sleep
+                processor.interrupt()  # nothing else would end the sleep of its thread
         super()._release()
 
     # vCPUs
@@ -210,7 +210,7 @@ class UserspaceIrqChip(ChipsetIrqChip):
     @override
     def handle_msr(self, vcpu: VcpuX86_64, access: MsrExit) -> bool:
         processor = self._own(vcpu)
-        if type(access) is not MsrExit:  # once an interrupt in x2APIC mode, so this look comes first
+        if type(access) is not MsrExit:  # called for each interrupt in x2APIC mode: the quick test first
             check_type(access, MsrExit, subject=NAME, argument="access")
         if access.index in HYPERVISOR_MSRS:
             self._apics.access_hypervisor_msr(processor, access)
@@ -265,7 +265,7 @@ class UserspaceIrqChip(ChipsetIrqChip):
                 argument="chip_specific",
                 remedy="restore what a chip of this backend gave that was made for as many vCPUs",
             )
-        self._chipset.lines.routes.replaced(data.routes)  # raises if they are none
+        self._chipset.lines.routes.replaced(data.routes)  # raises if they are no routes
 
     @override
     def restore_chip_specific(self, data: Any) -> None:

@@ -1,4 +1,4 @@
-"""The register pages of the local APICs on the MMIO bus: one address for all, until guests move theirs."""
+"""The register pages of the local APICs on the MMIO bus: at one address, until a guest moves one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ APIC_BASE_ADDRESS = ~0xFFF
 
 
 class LapicPages(BusDevice):
-    """The pages.
+    """The register pages of all local APICs.
 
     Args:
         apics: The local APICs.
@@ -34,7 +34,7 @@ class LapicPages(BusDevice):
         count = len(apics.processors)
         self._apics = apics
         self._bus = bus
-        self._bases = {LAPIC_BASE: count}  # by address: how many local APICs are there
+        self._bases = {LAPIC_BASE: count}  # by address: number of local APICs there
         self._base_of = [APIC_BASE_RESET & APIC_BASE_ADDRESS] * count
 
     def _is_its_own(self, access: Access) -> bool:
@@ -53,7 +53,7 @@ class LapicPages(BusDevice):
             self._apics.write(access.vcpu_id, access.offset, access.size, value)
 
     def follow(self, apic_id: int, apic_base: int) -> None:
-        """IA32_APIC_BASE has changed. A place that another device has keeps that device. With the chipset's lock."""
+        """Move a page after a change of IA32_APIC_BASE, unless another device is there. Needs the chipset's lock."""
         new, old = apic_base & APIC_BASE_ADDRESS, self._base_of[apic_id]
         if new == old:
             return

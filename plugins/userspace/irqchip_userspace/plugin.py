@@ -1,4 +1,4 @@
-"""Registers the backend. The chip is imported when it is needed."""
+"""The backend userspace. It imports the chip when the chip is made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class UserspaceBackend(Backend):
-    """Makes `UserspaceIrqChip`."""
+    """The backend of `UserspaceIrqChip`."""
 
     name = "userspace"
     api_version = API_VERSION

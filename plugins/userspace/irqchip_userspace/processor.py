@@ -1,4 +1,4 @@
-"""One vCPU as the chip sees it: its local APIC, its MP state, and where its thread is.
+"""`Processor`: one vCPU of the chip: its local APIC, its MP state, and the state of its thread.
 
 `Activity` is the state machine between the vCPU's own thread and all others:
 
@@ -7,14 +7,15 @@
     SETTLED ── wake (any thread; kicks, if it is another one) ──► CALLED
         └── sleep (own thread) ──► ASLEEP ── wake ────────────────►┘
 
-`look` comes before anything is taken, so what comes after it is seen at the next one. A vCPU enters the guest, or
-sleeps, only while it is SETTLED: from then on whatever comes gets it out, by one kick.
+The thread calls `look` before it takes pending interrupts, so an interrupt that comes later is taken after the next
+`look`. A vCPU enters the guest, or sleeps, only while it is SETTLED: the first interrupt that comes then ends the run
+or the sleep, by one kick, and moves the vCPU to CALLED.
 
-`Authority` is the way of CR8 and IA32_APIC_BASE, which both the hypervisor and the local APIC keep:
+`Authority` says which copy of CR8 and IA32_APIC_BASE is valid, as both the hypervisor and the local APIC keep one:
 
     CHIP ── look: handed over ──► BOTH ── enter ──► GUEST ── state set from outside ──► CHIP
 
-Everything here happens with the chipset's lock held.
+All methods are called with the chipset's lock held.
 """
 
 from __future__ import annotations
@@ -34,28 +35,28 @@ RUNNABLE, HALTED = MPState.RUNNABLE, MPState.HALTED
 
 
 class Activity(enum.Enum):
-    """Whether something has come for the vCPU since its thread looked."""
+    """Whether an interrupt or new state has come for the vCPU since its thread called `look`."""
 
     SETTLED = enum.auto()
-    """Nothing has; it may execute guest code."""
+    """Nothing has come; the vCPU may execute guest code."""
     CALLED = enum.auto()
-    """Something has: it comes out of guest code, and looks before it enters again."""
+    """Something has come: the vCPU leaves guest code, and its thread calls `look` before the next entry."""
     ASLEEP = enum.auto()
-    """Nothing has; it is in `wait_until_runnable` until something does."""
+    """Nothing has come; the thread sleeps in `wait_until_runnable`."""
 
 
 SETTLED, CALLED, ASLEEP = Activity
 
 
 class Authority(enum.Enum):
-    """Which side's CR8 and IA32_APIC_BASE count."""
+    """The side whose CR8 and IA32_APIC_BASE are valid."""
 
     CHIP = enum.auto()
-    """Those of the local APIC, which the hypervisor does not have yet."""
+    """The local APIC's are valid; the hypervisor does not have them yet."""
     BOTH = enum.auto()
-    """They are the same."""
+    """Both sides have the same values."""
     GUEST = enum.auto()
-    """It has run, and may have changed those of the hypervisor."""
+    """The hypervisor's are valid: the guest has run, and may have changed them."""
 
 
 class Processor:
@@ -63,13 +64,13 @@ class Processor:
 
     Attributes:
         lapic: Its local APIC.
-        vcpu: The hypervisor's vCPU, once it was added.
+        vcpu: The hypervisor's vCPU; None until it is added.
         mp_state: Its multiprocessing state.
-        activity, authority: See above.
-        interrupted: `wait_until_runnable` is to return INTERRUPTED, once.
-        pending_extint: An ExtINT message waits: the vector is the PICs' to give.
-        nmi_given: An NMI may wait in the hypervisor.
-        tsc_offset: The guest's time-stamp counter less that of the clock, as known last.
+        activity, authority: The two states; the module's docstring has their transitions.
+        interrupted: The next `wait_until_runnable` returns INTERRUPTED.
+        pending_extint: An ExtINT message is pending: the PICs give its vector when they are acknowledged.
+        nmi_given: An NMI may be pending in the hypervisor.
+        tsc_offset: The guest's time-stamp counter minus that of the clock, as last read.
     """
 
     __slots__ = (
@@ -87,14 +88,14 @@ class Processor:
         self.pending_extint = False
         self.nmi_given = False
         self.tsc_offset = 0
-        self._thread = 0  # which looked or entered last, by threading.get_ident
+        self._thread = 0  # by threading.get_ident: the thread that called `look` or `enter` last; 0 before
         self._lock = lock
-        self._bed = threading.Lock()  # of the last sleep, taken until its end
+        self._bed = threading.Lock()  # of the last sleep: locked until its end
 
     def connect(self, vcpu: VcpuX86_64) -> None:
-        """This is the vCPU from now on. It is to get IA32_APIC_BASE of the local APIC."""
+        """Take over the hypervisor's vCPU. The caller sets its IA32_APIC_BASE to that of the local APIC."""
         if self.activity is ASLEEP:
-            self._bed.release()  # the thread of the one before it: `wait` ends
+            self._bed.release()  # the thread of the replaced vCPU: its `wait` ends
         self.vcpu = vcpu
         self.activity = CALLED
         self.authority = Authority.BOTH
@@ -102,7 +103,7 @@ class Processor:
         self.sync_to_vcpu()
 
     def state_changed(self) -> None:
-        """State was set from outside: what the chip has counts, and an NMI may wait in the hypervisor."""
+        """State was set from outside: the local APIC's values are valid, the hypervisor may have a pending NMI."""
         self.authority = Authority.CHIP
         self.nmi_given = True
         self.wake()
@@ -110,24 +111,24 @@ class Processor:
     # Activity
 
     def wake(self) -> None:
-        """Something may be pending for it: end its sleep, or get it out of guest code."""
+        """End the vCPU's sleep or kick it out of guest code, as an interrupt may be pending."""
         if self.activity is ASLEEP:
             self._bed.release()
         elif self.activity is SETTLED and self.vcpu is not None and self._thread != threading.get_ident():
-            self.vcpu.kick()  # its own thread is not in the guest now, and looks before it goes there
+            self.vcpu.kick()  # its own thread is not in the guest now, and calls `look` before it enters
         self.activity = CALLED
 
     def interrupt(self) -> None:
-        """Let its `wait_until_runnable` return INTERRUPTED."""
+        """Let `wait_until_runnable` of this vCPU return INTERRUPTED."""
         self.interrupted = True
         if self.activity is ASLEEP:
             self.wake()
 
     def look(self, handed_over: Callable[[Processor], None]) -> None:
-        """Its own thread is about to take all that is pending: what comes from now on must wake it again.
+        """Begin to take all that is pending, on the vCPU's own thread: anything that comes later wakes the vCPU again.
 
         Args:
-            handed_over: Called if state that was set from outside has just been handed over to the hypervisor.
+            handed_over: Called after state that was set from outside was handed over to the hypervisor.
         """
         self.activity = SETTLED
         self._thread = threading.get_ident()
@@ -136,12 +137,12 @@ class Processor:
             handed_over(self)
 
     def enter(self) -> None:
-        """It goes into the guest, which may change CR8. Perhaps on another thread than that which looked."""
+        """Enter the guest, which may change CR8. Possibly on another thread than the last `look`."""
         self._thread = threading.get_ident()
         self.authority = Authority.GUEST
 
     def sleep(self) -> None:
-        """Let go of the lock until `wake` or `interrupt`."""
+        """Release the lock, and sleep until `wake` or `interrupt`."""
         bed = self._bed = threading.Lock()  # a new one, as a sleep that was broken off leaves its own in any state
         bed.acquire()
         self.activity = ASLEEP
@@ -156,18 +157,18 @@ class Processor:
     # What passes between hypervisor and local APIC
 
     def sync_from_vcpu(self) -> None:
-        """Let the local APIC have the task priority that the guest wrote to CR8."""
+        """Copy the task priority that the guest wrote to CR8 to the local APIC."""
         vcpu = self.vcpu
         if vcpu is not None and self.authority is Authority.GUEST and (cr8 := vcpu.cr8) != self.lapic.cr8:
             self.lapic.cr8 = cr8
 
     def sync_to_vcpu(self) -> None:
-        """Let the guest have the task priority in CR8."""
+        """Copy the task priority of the local APIC to CR8."""
         if self.vcpu is not None and self.vcpu.cr8 != self.lapic.cr8:
             self.vcpu.cr8 = self.lapic.cr8
 
     def _hand_over(self) -> None:
-        """Let the guest go on with CR8 and IA32_APIC_BASE of the local APIC."""
+        """Copy CR8 and IA32_APIC_BASE of the local APIC to the hypervisor."""
         assert self.vcpu is not None
         self.authority = Authority.BOTH
         self.sync_to_vcpu()
@@ -176,15 +177,15 @@ class Processor:
             sregs.apic_base = self.lapic.apic_base
             self.vcpu.set_sregs(sregs)
 
-    # What comes besides vectors. On its own thread
+    # Events besides vectors. On the vCPU's own thread
 
     def take_events(self) -> None:
         """Take INIT, start-up IPIs and NMIs."""
         if (events := self.lapic.take_events()) is not None:
             self._take(events)
         if self.nmi_given and self.mp_state is HALTED:
-            # Of two NMIs the second may wait in the hypervisor when the code behind the first handler's IRET halts:
-            # without local APICs KVM reports such an HLT without looking. One that is blocked ends no HLT.
+            # Of two NMIs the second may be pending in the hypervisor when code after the first handler's IRET halts:
+            # without local APICs KVM reports such an HLT without a check for NMIs. A blocked NMI ends no HLT.
             assert self.vcpu is not None
             self.nmi_given = self.vcpu.nmi_pending()
             if self.nmi_given and not self.vcpu.nmi_blocked():
@@ -197,21 +198,21 @@ class Processor:
             self._initialize()
         if events.startup_vector is not None and self.mp_state is MPState.INIT_RECEIVED:
             take_startup(self.vcpu, events.startup_vector)
-            self.mp_state = RUNNABLE  # so that the second one of the usual sequence means nothing
+            self.mp_state = RUNNABLE  # so the second start-up IPI of the usual sequence has no effect
         self.pending_extint = self.pending_extint or events.extint
         if self.can_run():
             for _ in range(events.nmis):
                 self.vcpu.inject_nmi()
                 self.nmi_given = True
-        elif events.nmis:  # they wait for the start-up IPI
+        elif events.nmis:  # NMIs stay pending until the start-up IPI
             self.lapic.events = PendingEvents(nmis=events.nmis)
 
     def can_run(self) -> bool:
-        """Whether it executes, or would if an interrupt came."""
+        """Whether the vCPU executes, or would after an interrupt."""
         return self.mp_state is RUNNABLE or self.mp_state is HALTED
 
     def _initialize(self) -> None:
-        """Take an INIT: only the boot processor executes after it, the others wait for a start-up IPI (SDM 10.4.2)."""
+        """Take an INIT: the boot processor executes then, another waits for a start-up IPI (SDM vol. 3, 10.4.2)."""
         assert self.vcpu is not None
         self.mp_state = RUNNABLE if self.lapic.bsp else MPState.INIT_RECEIVED
         self.pending_extint = False
