@@ -7,8 +7,8 @@ from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Access, Bus, BusDevice
 from irqchip_core.chip import IrqChip, IrqChipCap, MPState, VcpuRunState
 from irqchip_core.errors import IrqChipError
+from irqchip_core.eventfd import Event
 from irqchip_core.events import (
-    Event,
     IrqEdgeEvent,
     IrqEventIndex,
     IrqEventSource,

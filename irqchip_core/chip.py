@@ -21,8 +21,8 @@ from typing import Self
 
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus
+from irqchip_core.eventfd import Event
 from irqchip_core.events import (
-    Event,
     IrqEdgeEvent,
     IrqEventIndex,
     IrqEventSource,

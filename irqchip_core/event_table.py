@@ -10,8 +10,8 @@ import threading
 from attrs import frozen
 
 from irqchip_core.errors import InvalidArgument
+from irqchip_core.eventfd import Event
 from irqchip_core.events import (
-    Event,
     IrqEdgeEvent,
     IrqEventIndex,
     IrqEventSource,

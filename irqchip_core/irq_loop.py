@@ -16,7 +16,8 @@ from typing import Self
 
 from irqchip_core.chip import IrqChip
 from irqchip_core.errors import IrqChipError
-from irqchip_core.events import Event, IrqEventIndex, IrqEventToken
+from irqchip_core.eventfd import Event
+from irqchip_core.events import IrqEventIndex, IrqEventToken
 from irqchip_core.hookspecs import hookimpl
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import Protocol, Self, runtime_checkable
 
 from irqchip_core.clock import Clock
 from irqchip_core.exits import Exit, MsrExit
-from irqchip_core.x86.registers import CpuidEntry, Regs, Sregs
+from irqchip_core.registers import CpuidEntry, Regs, Sregs
 
 
 @runtime_checkable

@@ -8,8 +8,8 @@ from typing import Self
 
 from irqchip_core.clock import Clock, MonotonicClock
 from irqchip_core.exits import Exit, InterruptedExit, MsrExit
+from irqchip_core.registers import CpuidEntry, Regs, Sregs
 from irqchip_core.x86.lapic_registers import IA32_APIC_BASE, IA32_TSC
-from irqchip_core.x86.registers import CpuidEntry, Regs, Sregs
 
 APIC_BASE_RESET = 0xFEE00900
 

@@ -19,8 +19,8 @@ from attrs import evolve
 
 from irqchip_core.arguments import check_int
 from irqchip_core.chip import IrqChipCap
+from irqchip_core.registers import CpuidEntry
 from irqchip_core.x86.chip import IrqChipX86_64
-from irqchip_core.x86.registers import CpuidEntry
 
 MAX_XAPIC_ID = 254  # 255 is the broadcast address
 MAX_VCPUS = 0xFFFF  # processors of a level in leaf 0xB

@@ -21,7 +21,8 @@ from irqchip_core.arguments import check_int, check_type
 from irqchip_core.bus import Bus
 from irqchip_core.chip import IrqChipCap
 from irqchip_core.errors import Closed
-from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
+from irqchip_core.eventfd import Event
+from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
 from irqchip_core.hookspecs import irqchip_event_registered, irqchip_event_unregistered, irqchip_routes_changed
 from irqchip_core.routes import IrqRoute, RoutingTable
 from irqchip_core.x86.chip import IrqChipX86_64

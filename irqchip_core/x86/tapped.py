@@ -19,7 +19,8 @@ from typing_extensions import override
 from irqchip_core.arguments import check_type
 from irqchip_core.errors import Closed
 from irqchip_core.event_table import EventSlot, EventTable
-from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqEventToken, IrqLevelEvent
+from irqchip_core.eventfd import Event
+from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqEventToken, IrqLevelEvent
 from irqchip_core.hookspecs import irqchip_event_registered, irqchip_event_unregistered
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.wrapped import WrappedIrqChip

@@ -13,10 +13,10 @@ from irqchip_core.bus import Bus
 from irqchip_core.chip import MPState, VcpuRunState
 from irqchip_core.errors import HypervisorError
 from irqchip_core.exits import Exit, HltExit, InterruptedExit, IoExit, MmioExit, MsrExit
+from irqchip_core.registers import Regs, Segment
 from irqchip_core.selection import create_irqchip, create_vm
 from irqchip_core.vcpu import VcpuX86_64
 from irqchip_core.x86.chip import IrqChipX86_64
-from irqchip_core.x86.registers import Regs, Segment
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

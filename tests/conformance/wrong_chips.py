@@ -17,7 +17,8 @@ from irqchip_core.bus import Bus, BusDevice
 from irqchip_core.chip import IrqChip, IrqChipCap, MPState, VcpuRunState
 from irqchip_core.errors import HypervisorError, InvalidArgument, InvalidRoute, IrqChipError, UnknownVcpu, WrongType
 from irqchip_core.event_table import EventSlot, EventTable
-from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
+from irqchip_core.eventfd import Event
+from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
 from irqchip_core.routes import IrqRoute, MsiSource
 from irqchip_core.vcpu import Vcpu, Vm
 from irqchip_core.x86 import lapic_registers as reg

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from irqchip_core.errors import Closed
-from irqchip_core.events import Event, IrqEdgeEvent, IrqEventSource, IrqLevelEvent, PciDeviceId, PlatformDeviceId
+from irqchip_core.eventfd import Event
+from irqchip_core.events import IrqEdgeEvent, IrqEventSource, IrqLevelEvent, PciDeviceId, PlatformDeviceId
 
 pytestmark = pytest.mark.usefixtures("no_leaks", "kind")
 

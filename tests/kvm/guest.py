@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from irqchip_core.exits import Exit, InterruptedExit, IoExit
-from irqchip_core.x86.registers import Regs
+from irqchip_core.registers import Regs
 from irqchip_kvm import KvmVcpu, KvmVm
 
 CODE = 0x1000

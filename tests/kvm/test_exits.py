@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from irqchip_core.errors import HypervisorError, InvalidArgument, Unsupported
-from irqchip_core.events import Event
+from irqchip_core.eventfd import Event
 from irqchip_core.exits import (
     Exit,
     FailEntryExit,

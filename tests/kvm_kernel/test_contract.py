@@ -19,7 +19,8 @@ from irqchip_core.errors import (
     UnknownVcpu,
     WrongType,
 )
-from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent, PlatformDeviceId
+from irqchip_core.eventfd import Event
+from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent, PlatformDeviceId
 from irqchip_core.routes import IrqRoute
 from irqchip_core.selection import create_irqchip, create_vm
 from irqchip_core.testing.bench import Bench

@@ -14,7 +14,7 @@ from irqchip_core.exits import (
     MsrExit,
     SetTprExit,
 )
-from irqchip_core.x86.registers import CpuidEntry
+from irqchip_core.registers import CpuidEntry
 from irqchip_unicorn import UnicornVcpu, UnicornVm
 from irqchip_unicorn.vcpu import NS_PER_INSTRUCTION
 

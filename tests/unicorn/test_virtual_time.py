@@ -8,7 +8,7 @@ import pytest
 
 from irqchip_core.clock import VirtualClock
 from irqchip_core.exits import HltExit, InterruptedExit, IoExit
-from irqchip_core.x86.registers import Regs
+from irqchip_core.registers import Regs
 from irqchip_unicorn import UnicornVm
 from irqchip_unicorn.vcpu import NS_PER_INSTRUCTION, TURN
 

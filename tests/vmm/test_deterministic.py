@@ -16,11 +16,11 @@ from irqchip_core.chip import IrqChipCap
 from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import InvalidArgument, NothingSuitable
 from irqchip_core.events import IrqEdgeEvent, IrqEventSource, PlatformDeviceId
+from irqchip_core.registers import Regs
 from irqchip_core.routes import IrqRoute, default_routes
 from irqchip_core.selection import create_vm
 from irqchip_core.testing import FakeVcpu, FakeVm
 from irqchip_core.vcpu import VcpuX86_64
-from irqchip_core.x86.registers import Regs
 from irqchip_vmm import Machine, Outcome, RunResult, load_file
 from irqchip_vmm.guest import demonstration_guest
 from irqchip_vmm.machine import VIRTUAL_WALL_TIME

@@ -10,7 +10,7 @@ from typing import Self
 import pytest
 
 from irqchip_core.errors import Closed, InvalidArgument
-from irqchip_core.events import Event
+from irqchip_core.eventfd import Event
 from irqchip_vmm.device_loop import DeviceLoop
 
 pytestmark = [pytest.mark.usefixtures("no_leaks"), pytest.mark.timeout(20)]

@@ -12,7 +12,7 @@ from typing import TextIO
 import pytest
 
 from irqchip_core.errors import InvalidArgument
-from irqchip_core.events import Event
+from irqchip_core.eventfd import Event
 from irqchip_vmm.output import Output
 
 pytestmark = [pytest.mark.usefixtures("no_leaks"), pytest.mark.timeout(20)]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from irqchip_core.chip import IrqChipCap
 from irqchip_core.errors import InvalidArgument, WrongType
+from irqchip_core.registers import CpuidEntry
 from irqchip_core.x86.cpuid import vcpu_cpuid
-from irqchip_core.x86.registers import CpuidEntry
 from tests.x86.cpuid_hosts import HOSTS
 
 FREQUENCY = 25_000_000

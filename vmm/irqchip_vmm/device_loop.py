@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from irqchip_core.clock import Clock, MonotonicClock, VirtualClock
 from irqchip_core.errors import InvalidArgument
-from irqchip_core.events import Event, PollSelector
+from irqchip_core.eventfd import Event, PollSelector
 
 Callback = Callable[[], object]
 

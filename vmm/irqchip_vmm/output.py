@@ -13,7 +13,7 @@ import threading
 from typing import TextIO
 
 from irqchip_core.errors import InvalidArgument
-from irqchip_core.events import Event, PollSelector
+from irqchip_core.eventfd import Event, PollSelector
 
 PIPE_BUF: int = getattr(select, "PIPE_BUF", 512)
 """Bytes that a pipe takes at once if it takes any; 512 everywhere at least."""

@@ -74,6 +74,8 @@ def irqchip_subcommand(subparsers: argparse._SubParsersAction[argparse.ArgumentP
 def _run(args: argparse.Namespace) -> int:
     from irqchip_vmm.run import run
 
+    if args.guest is None and args.timeout is None:
+        args.timeout = DEFAULT_TIMEOUT
     return run(args)
 
 

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from irqchip_core.chip import IrqChipCap
 from irqchip_core.errors import InvalidArgument
-from irqchip_core.events import Event
+from irqchip_core.eventfd import Event
 from irqchip_core.json_option import check_file, prints_text, text_of, write
 from irqchip_core.table import terminal_width
 from irqchip_vmm import report
@@ -20,7 +20,6 @@ from irqchip_vmm.guest import NAME, demonstration_guest
 from irqchip_vmm.loaders import load_file
 from irqchip_vmm.machine import Machine
 from irqchip_vmm.output import Output
-from irqchip_vmm.plugin import DEFAULT_TIMEOUT
 from irqchip_vmm.trace import HEADING
 
 STATUS_FAILED, STATUS_TIMEOUT, STATUS_INTERRUPTED = 1, 124, 130
@@ -60,7 +59,6 @@ def _run(args: argparse.Namespace) -> int:
         image = load_file(args.guest, memory_size=memory_size, command_line=args.append)
     if args.trace is not None and not args.deterministic:
         raise InvalidArgument("it needs virtual time", argument="--trace", remedy="add --deterministic")
-    timeout = args.timeout or (DEFAULT_TIMEOUT if args.guest is None else None)
     out, err = Output(sys.stdout), Output(sys.stderr)
     check_file(args)
     console = out if prints_text(args) else err
@@ -84,7 +82,7 @@ def _run(args: argparse.Namespace) -> int:
             err.print(line)
         if args.guest is not None:
             _Input(machine).start()
-        result = machine.run(timeout)
+        result = machine.run(args.timeout)
         problems = _problems(args, machine, result)
         _show(args, machine, result, problems, out, err)
     return STATUS_FAILED if _unwritten(out, err) else _status(args, result, problems)

@@ -11,7 +11,8 @@ import threading
 from attrs import frozen
 
 from irqchip_core.errors import Closed, HypervisorError
-from irqchip_core.events import Event, IrqEdgeEvent, IrqEventSource, IrqLevelEvent
+from irqchip_core.eventfd import Event
+from irqchip_core.events import IrqEdgeEvent, IrqEventSource, IrqLevelEvent
 from irqchip_kvm.vm import KvmVm
 
 

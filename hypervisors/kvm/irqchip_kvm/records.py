@@ -12,8 +12,8 @@ from operator import attrgetter
 from attrs import define, fields, frozen
 
 from irqchip_core.errors import InvalidArgument, InvalidRoute
+from irqchip_core.registers import CpuidEntry, DescriptorTable, Regs, Segment, Sregs
 from irqchip_core.routes import IrqRoute, IrqSourceChip, MsiSource
-from irqchip_core.x86.registers import CpuidEntry, DescriptorTable, Regs, Segment, Sregs
 from irqchip_kvm import abi
 
 _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")

@@ -16,9 +16,9 @@ from irqchip_core.arguments import check_int, check_type
 from irqchip_core.chip import MPState
 from irqchip_core.errors import Closed, HypervisorError, InvalidArgument
 from irqchip_core.exits import Exit, MsrExit, UnknownExit
+from irqchip_core.registers import CpuidEntry, Regs, Sregs
 from irqchip_core.x86 import kvm_layout
 from irqchip_core.x86.lapic_registers import IA32_TSC, IA32_TSC_ADJUST
-from irqchip_core.x86.registers import CpuidEntry, Regs, Sregs
 from irqchip_core.x86.state import LapicState
 from irqchip_kvm import abi, records
 from irqchip_kvm.exits import DECODERS, INTERRUPTED

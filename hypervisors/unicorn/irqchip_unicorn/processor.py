@@ -20,7 +20,7 @@ from irqchip_core.exits import (
     SetTprExit,
     ShutdownExit,
 )
-from irqchip_core.x86.registers import CpuidEntry
+from irqchip_core.registers import CpuidEntry
 from irqchip_unicorn import context as c
 from irqchip_unicorn import state, vmcb
 from irqchip_unicorn.cpuid import Cpuid

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import Closed, HypervisorError, InvalidArgument
 from irqchip_core.exits import Exit, MsrExit
-from irqchip_core.x86.registers import CpuidEntry, Regs, Sregs
+from irqchip_core.registers import CpuidEntry, Regs, Sregs
 from irqchip_unicorn import state
 from irqchip_unicorn.processor import INTERRUPTED, SLICE, Processor
 

@@ -10,7 +10,7 @@ from typing import Self
 
 from irqchip_core.clock import Clock, MonotonicClock, VirtualClock
 from irqchip_core.errors import Closed, HypervisorError, InvalidArgument, Unsupported
-from irqchip_core.x86.registers import CpuidEntry
+from irqchip_core.registers import CpuidEntry
 from irqchip_unicorn import cpuid
 from irqchip_unicorn.memory import GuestMemory
 from irqchip_unicorn.turns import Turns

@@ -30,8 +30,8 @@ from typing import Any, NamedTuple, Protocol
 from irqchip_core.bus import Bus
 from irqchip_core.clock import Clock
 from irqchip_core.event_table import EventSlot, EventTable
+from irqchip_core.eventfd import Event
 from irqchip_core.events import (
-    Event,
     IrqEdgeEvent,
     IrqEventIndex,
     IrqEventSource,

@@ -18,7 +18,8 @@ from typing_extensions import override
 from irqchip_core.arguments import check_int, check_type
 from irqchip_core.chip import MPState, VcpuRunState
 from irqchip_core.errors import WrongType
-from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqEventToken, IrqLevelEvent
+from irqchip_core.eventfd import Event
+from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqEventToken, IrqLevelEvent
 from irqchip_core.hookspecs import Probe
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute, RoutingTable, default_routes
 from irqchip_core.vcpu import Vcpu, Vm

@@ -19,7 +19,8 @@ from irqchip_core.chip import MPState, VcpuRunState
 from irqchip_core.clock import Clock
 from irqchip_core.errors import EventInUse, InvalidArgument, InvalidRoute, WrongType
 from irqchip_core.event_table import EventSlot
-from irqchip_core.events import Event, IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
+from irqchip_core.eventfd import Event
+from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
 from irqchip_core.hookspecs import Probe, irqchip_event_registered
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute, MsiSource, PinSource, RoutingTable
 from irqchip_core.vcpu import Vcpu, Vm

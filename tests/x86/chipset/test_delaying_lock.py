@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from irqchip_core.events import Event, IrqEdgeEvent, IrqEventSource, PlatformDeviceId
+from irqchip_core.eventfd import Event
+from irqchip_core.events import IrqEdgeEvent, IrqEventSource, PlatformDeviceId
 from irqchip_core.routes import RoutingTable
 from irqchip_core.testing import FakeClock
 from irqchip_core.x86.chipset.chipset import Chipset
