@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -38,6 +39,14 @@ def sleeping(machine: Machine) -> KvmVcpu:
     while vcpu.get_mp_state() is not MPState.HALTED:
         machine.sleep()
     return vcpu
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread is about to do."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0)
 
 
 # Ends
@@ -207,6 +216,59 @@ def test_an_interrupt_of_the_pics_between_two_runs_is_not_lost(
         machine.settle()
         assert isinstance(machine.vcpu.run(), InterruptedExit)
         assert machine.take(Eoi.PRIMARY) == 0x35
+
+
+def test_an_interrupt_of_the_pics_on_the_vcpus_own_thread_is_injected_before_the_entry(
+    chip: KvmSplitIrqChip, machine: Machine
+) -> None:
+    """A VMM of one thread serves its devices there, and no kick is needed."""
+    program_pics(chip, primary_mask=0xFF & ~(1 << 5))
+    vcpu = sleeping(machine)
+    chip.inject_interrupts(vcpu)
+    chip.service_irq(5, True)
+    chip.wait_until_runnable(vcpu)
+    assert vcpu.queued_interrupt() == 0x35
+    assert machine.take(Eoi.PRIMARY) == 0x35
+
+
+def test_a_vcpu_that_goes_on_on_another_thread_is_kicked_from_the_first(
+    chip: KvmSplitIrqChip, machine: Machine
+) -> None:
+    """As in a pool of threads, each of which makes a step."""
+    program_pics(chip, primary_mask=0xFF & ~(1 << 5))
+    vcpu = sleeping(machine)
+    chip.inject_interrupts(vcpu)
+    exits = []
+
+    def go_on() -> None:
+        chip.wait_until_runnable(vcpu)
+        exits.append(vcpu.run())
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    until(lambda: vcpu._runner != 0)
+    chip.service_irq(5, True)
+    thread.join(PATIENCE)
+    came = list(exits)
+    vcpu.kick()
+    thread.join()
+    assert came == [InterruptedExit()]
+    assert machine.take(Eoi.PRIMARY) == 0x35
+
+
+def test_the_chip_can_be_used_by_a_thread_that_keeps_the_vcpu_from_running(
+    chip: KvmSplitIrqChip, machine: Machine
+) -> None:
+    """Another one wants to stop the vCPU meanwhile, and has no lock."""
+    vcpu = sleeping(machine)
+    vectors = []
+    thread = threading.Thread(target=lambda: vectors.append(chip._apics.pic_output.pending_extint()))
+    with vcpu.stopped():
+        thread.start()
+        until(lambda: len(vcpu._wanted) == 2)
+        chip.get_pit()
+    thread.join()
+    assert vectors == [None]
 
 
 @pytest.mark.parametrize("behind_its_back", [False, True])

@@ -123,7 +123,9 @@ class KvmSplitIrqChip(ChipsetIrqChip):
 
     @override
     def wait_until_runnable(self, vcpu: Vcpu) -> VcpuRunState:
-        self._vcpus.own(vcpu)
+        own = self._vcpus.own(vcpu)
+        if own.id == 0:
+            self._apics.pic_output.enter(own)
         return VcpuRunState.RUNNABLE
 
     @override

@@ -6,7 +6,10 @@ window opens when the guest changes that (`kvm_cpu_accept_dm_intr`). KVM lacks t
 other delivery modes of LINT0, which deliver no vector of the PICs, while the PICs are in user space.
 
 A vCPU that sleeps in the kernel ignores a window that is requested later, so it is kicked: it comes back to its
-thread, which calls `inject`, and KVM wakes it for the vector it is given.
+thread, which calls `inject`, and KVM wakes it for the vector it is given. A vCPU is not in the guest while its own
+thread raises an interrupt: `enter` injects that one.
+
+`KvmVcpu.stopped` waits for the vCPU's thread, so it precedes the chipset's lock.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ class PicOutput:
     def __init__(self, chipset: Chipset) -> None:
         self._chipset = chipset
         self._vcpu: KvmVcpu | None = None
-        self._thread = 0  # that runs the vCPU, by threading.get_ident()
-        self._kicked = False
+        self._thread = 0  # that had the vCPU last, by threading.get_ident()
+        self._called = False  # INT has risen since `inject`
         self._acknowledged: int | None = None  # vector that the PICs gave and KVM has not taken
 
     def connect(self, vcpu: KvmVcpu) -> None:
@@ -36,20 +39,26 @@ class PicOutput:
         with self._chipset.lock:
             self._vcpu = vcpu
             self._thread = 0
-            self._kicked = False
+            self._called = False
         self.look_again()
 
     def changed(self, level: bool) -> None:
         """Set the level of the output. Call it with the lock held."""
-        # On its own thread the vCPU is not in the guest, and `inject` follows before it enters.
-        if level and self._vcpu is not None and not self._kicked and self._thread != threading.get_ident():
-            self._kicked = True
-            self._vcpu.kick()
+        if level and self._vcpu is not None and not self._called:
+            self._called = True  # before _thread is read: see enter()
+            if self._thread != threading.get_ident():
+                self._vcpu.kick()
+
+    def enter(self, vcpu: KvmVcpu) -> None:
+        """Prepare the vCPU to execute on this thread."""
+        self._thread = threading.get_ident()  # before _called is read: either that is set, or the vCPU is kicked
+        if self._called:
+            self.inject(vcpu)
 
     def inject(self, vcpu: KvmVcpu) -> None:
         """Inject the PICs' vector into the vCPU, or request an interrupt window. Call it on the vCPU's thread."""
         with self._chipset.lock:
-            self._kicked = False  # a later interrupt kicks again
+            self._called = False
             self._thread = threading.get_ident()
             if self._waits():
                 if not vcpu.readiness_known:
@@ -76,23 +85,20 @@ class PicOutput:
                 self._vcpu.kick()
 
     def pending_extint(self) -> int | None:
-        """The vector that the PICs have in service and the guest has not taken yet. The vCPU must be stopped."""
-        with self._chipset.lock:
-            if self._acknowledged is not None or self._vcpu is None:
-                return self._acknowledged
-            return self._queued()
+        """The vector that the PICs have in service and the guest has not taken yet."""
+        if self._vcpu is None:
+            return self._acknowledged
+        with self._vcpu.stopped() as vcpu, self._chipset.lock:
+            return vcpu.queued_interrupt() if self._acknowledged is None else self._acknowledged
 
     def restore(self, pending_extint: int | None) -> None:
         """Restore the pending vector of a saved state. Call it before other state of the vCPU is set.
 
         KVM returns no vector. A vector that KVM already has for this vCPU is the one to restore, or is delivered too.
         """
-        with self._chipset.lock:
-            self._acknowledged = None if pending_extint == self._queued() else pending_extint
-        self.look_again()
-
-    def _queued(self) -> int | None:
         if self._vcpu is None:
-            return None
-        with self._vcpu.stopped() as vcpu:
-            return vcpu.queued_interrupt()
+            self._acknowledged = pending_extint
+            return
+        with self._vcpu.stopped() as vcpu, self._chipset.lock:
+            self._acknowledged = None if pending_extint == vcpu.queued_interrupt() else pending_extint
+        self.look_again()
