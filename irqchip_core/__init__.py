@@ -5,7 +5,7 @@ The names a VMM or a device needs every day are here; each lives in the module t
 
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Access, Bus, BusDevice
-from irqchip_core.chip import IrqChip, IrqChipCap, MPState, VcpuRunState
+from irqchip_core.chip import PC_CONTROLLERS, IrqChip, IrqChipCap, MPState, VcpuRunState
 from irqchip_core.errors import IrqChipError
 from irqchip_core.eventfd import Event
 from irqchip_core.events import (
@@ -23,6 +23,7 @@ from irqchip_core.selection import create_irqchip, create_vm
 from irqchip_core.vcpu_loop import VcpuLoop, VcpuThread, stop_vcpus
 
 __all__ = [
+    "PC_CONTROLLERS",
     "Access",
     "AsyncIrqLoop",
     "Bus",

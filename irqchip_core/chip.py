@@ -35,14 +35,28 @@ from irqchip_core.vcpu import Vcpu
 
 
 class IrqChipCap(enum.Enum):
-    """What a chip may or may not be able to do. Values are the names used on the command line."""
+    """What a chip may or may not have. Values are the names used on the command line."""
 
+    PIC = "pic"
+    """The pair of 8259 interrupt controllers."""
+    IOAPIC = "ioapic"
+    """An IOAPIC."""
+    PIT = "pit"
+    """The 8254 timer."""
+    LOCAL_APIC = "local_apic"
+    """A local APIC for each vCPU."""
+    MSI = "msi"
+    """A GSI can be routed to a message, which the local APICs take."""
     TSC_DEADLINE_TIMER = "tsc_deadline_timer"
     """The local APIC timer has TSC-deadline mode (Intel SDM vol. 3, 12.5.4.1)."""
     X2APIC = "x2apic"
     """The local APICs can be switched to x2APIC mode (Intel SDM vol. 3, 12.12)."""
     MP_STATE_GET_SET = "mp_state_get_set"
     """`get_mp_state` and `set_mp_state` work."""
+
+
+PC_CONTROLLERS = frozenset({IrqChipCap.PIC, IrqChipCap.IOAPIC, IrqChipCap.PIT, IrqChipCap.LOCAL_APIC, IrqChipCap.MSI})
+"""The controllers of a PC. The chip of a micro-VM has fewer: local APICs and messages, for instance."""
 
 
 class MPState(enum.IntEnum):

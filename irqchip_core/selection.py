@@ -128,7 +128,7 @@ def judge(backend: Backend, vm: Vm, require: Collection[IrqChipCap] = ()) -> Can
     refusal = probe.refusal
     if refusal is None and (missing := set(require) - probe.capabilities):
         names = ", ".join(sorted(capability.value for capability in missing))
-        refusal = f"it cannot do {names} on {vm.hypervisor}"
+        refusal = f"it lacks {names} on {vm.hypervisor}"
     return Candidate(offer, vm.hypervisor, probe, refusal)
 
 

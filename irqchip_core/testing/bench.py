@@ -10,13 +10,13 @@ from typing import Any, Self
 
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus
-from irqchip_core.chip import MPState
+from irqchip_core.chip import IrqChipCap, MPState
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent, PlatformDeviceId
 from irqchip_core.irq_loop import IrqLoop
 from irqchip_core.routes import IrqRoute
 from irqchip_core.testing import agent
 from irqchip_core.testing.guest_cpu import GuestCpu
-from irqchip_core.testing.verdict import Nonconforming, NotApplicable
+from irqchip_core.testing.verdict import Nonconforming, NotApplicable, not_claimed
 from irqchip_core.vcpu import Vm
 from irqchip_core.x86 import msi
 from irqchip_core.x86.chip import IrqChipX86_64
@@ -40,7 +40,7 @@ CASCADE = 1 << 2
 
 
 class Bench:
-    """A machine whose guests have local APICs enabled, PICs initialized, and every line masked.
+    """A machine whose guests have local APICs enabled, PICs, if there are any, initialized, and every line masked.
 
     Args:
         vm: A VM without memory and vCPUs. It is closed with the machine.
@@ -83,7 +83,7 @@ class Bench:
                 chip.set_mp_state(cpu.id, MPState.RUNNABLE)
             if firmware:
                 cpu.enable_apic()
-        if firmware:
+        if firmware and self.has(IrqChipCap.PIC):
             self.init_pics()
 
     @property
@@ -102,6 +102,16 @@ class Bench:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def has(self, capability: IrqChipCap) -> bool:
+        """Whether the chip has it."""
+        return self.chip.check_capability(capability)
+
+    def need(self, *capabilities: IrqChipCap) -> None:
+        """Raise `NotApplicable` if the chip lacks one of them."""
+        for capability in capabilities:
+            if not self.has(capability):
+                raise not_claimed(capability)
 
     def settle(self) -> None:
         """Wait until the chip has served all events signalled before."""
@@ -165,6 +175,7 @@ class Bench:
 
     def write_msi(self, address: int, data: int) -> None:
         """Write any message."""
+        self.need(IrqChipCap.MSI)
         self.chip.route_irq(IrqRoute.msi(MSI_GSI, address, data))
         self.chip.service_irq(MSI_GSI, True)
 
@@ -175,13 +186,23 @@ class Bench:
 
     # Firmware
 
+    def connect(self, gsi: int, vector: int) -> None:
+        """Let each edge of a GSI interrupt vCPU 0, by its pin of the IOAPIC or, where there is none, by a message."""
+        if self.has(IrqChipCap.IOAPIC):
+            self.pin(gsi, vector)
+        else:
+            self.need(IrqChipCap.MSI)
+            self.chip.route_irq(IrqRoute.msi(gsi, msi.MSI_ADDRESS_BASE, vector))
+
     def ioapic_write(self, register: int, value: int) -> None:
         """Let the guest write a register of the IOAPIC."""
+        self.need(IrqChipCap.IOAPIC)
         self.cpu.store(IOREGSEL, register)
         self.cpu.store(IOWIN, value)
 
     def ioapic_read(self, register: int) -> int:
         """Let the guest read one."""
+        self.need(IrqChipCap.IOAPIC)
         self.cpu.store(IOREGSEL, register)
         return self.cpu.load(IOWIN)
 
@@ -207,6 +228,7 @@ class Bench:
 
     def init_pics(self, *, auto_eoi: bool = False, fully_nested: bool = False) -> None:
         """Let the guest initialize both PICs, vector bases 0x30 and 0x38, and mask all their lines."""
+        self.need(IrqChipCap.PIC)
         icw4 = ICW4_8086 | auto_eoi * ICW4_AUTO_EOI | fully_nested << 4
         for select, port in PIC_PORTS.items():
             cascade = CASCADE if select is PicSelect.PRIMARY else 2
@@ -216,6 +238,7 @@ class Bench:
 
     def unmask_pics(self, *lines: int) -> None:
         """Let the guest unmask these lines, 0-15, and mask all others."""
+        self.need(IrqChipCap.PIC)
         masks = 0xFFFF
         for line in lines:
             masks &= ~(1 << line)
@@ -234,8 +257,8 @@ class Bench:
         for token in tokens:
             token.close()
         return {
-            "PICs": [chip.get_pic_state(select) for select in PicSelect],
-            "IOAPIC": chip.get_ioapic_state(),
+            "PICs": [chip.get_pic_state(select) for select in PicSelect if self.has(IrqChipCap.PIC)],
+            "IOAPIC": chip.get_ioapic_state() if self.has(IrqChipCap.IOAPIC) else None,
             "local APICs": [lapic.regs[:0x38] for lapic in lapics],
             "tokens": [(token.index, token.source) for token in tokens],
         }

@@ -17,7 +17,7 @@ from attrs import define, field
 from irqchip_core.chip import IrqChip, IrqChipCap
 from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.patience import Patience
-from irqchip_core.testing.verdict import Nonconforming, NotApplicable
+from irqchip_core.testing.verdict import Nonconforming, NotApplicable, not_claimed
 from irqchip_core.vcpu import Vm
 from irqchip_core.x86.chip import IrqChipX86_64
 
@@ -84,6 +84,7 @@ class Lab:
 
     def boot(self, vcpus: int = 1, *, chip_vcpus: int | None = None) -> Bench:
         """A machine with guests on `vcpus` vCPUs; its chip is made for `chip_vcpus`. Closed by itself."""
+        self.need(IrqChipCap.LOCAL_APIC)  # by which the guests take interrupts, and are enabled to
         if vcpus > 1:
             self.need(IrqChipCap.MP_STATE_GET_SET)
         began = time.monotonic()
@@ -109,7 +110,7 @@ class Lab:
     def need(self, capability: IrqChipCap) -> None:
         """Raise `NotApplicable` if the chip does not claim `capability`."""
         if capability not in self.claims():
-            raise NotApplicable(f"needs capability {capability.value}, which the chip does not claim")
+            raise not_claimed(capability)
 
     def leave_open(self, note: str, *, order_only: bool = False) -> None:
         """Chips may differ here.

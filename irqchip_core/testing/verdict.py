@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from irqchip_core.chip import IrqChipCap
+
 
 class Nonconforming(AssertionError):
     """The chip breaks the contract. The message is the rule and what happened instead."""
@@ -14,6 +16,11 @@ class Nonconforming(AssertionError):
 
 class NotApplicable(Exception):
     """The scenario cannot be played here. The message is the reason, and what would open it."""
+
+
+def not_claimed(capability: IrqChipCap) -> NotApplicable:
+    """What is raised where a scenario needs `capability`."""
+    return NotApplicable(f"needs capability {capability.value}, which the chip does not claim")
 
 
 def check(condition: object, rule: str, found: object) -> None:

@@ -148,12 +148,17 @@ def vcpu_cpuid(supported: Sequence[CpuidEntry], chip: IrqChipX86_64, vcpu_id: in
 
 def _announce_chip(leaves: _Leaves, chip: IrqChipX86_64) -> None:
     basic, features = leaves.entry(BASIC), leaves.entry(FEATURES)
+    lapics = chip.check_capability(IrqChipCap.LOCAL_APIC)
     basic.eax = max(basic.eax, CRYSTAL)
     _put(features, X2APIC, chip.check_capability(IrqChipCap.X2APIC))
     _put(features, TSC_DEADLINE, chip.check_capability(IrqChipCap.TSC_DEADLINE_TIMER))
-    _put(features, APIC, 1)
-    _put(leaves.entry(POWER), ARAT, 1)
-    leaves.replace(CRYSTAL, [CpuidEntry(CRYSTAL, eax=1, ecx=chip.lapic_frequency())])
+    _put(features, APIC, lapics)
+    _put(leaves.entry(POWER), ARAT, lapics)
+    leaves.replace(CRYSTAL, [CpuidEntry(CRYSTAL, eax=int(lapics), ecx=_lapic_frequency(chip))])
+
+
+def _lapic_frequency(chip: IrqChipX86_64) -> int:
+    return chip.lapic_frequency() if chip.check_capability(IrqChipCap.LOCAL_APIC) else 0
 
 
 def _announce_hypervisor(leaves: _Leaves, chip: IrqChipX86_64) -> None:
@@ -161,7 +166,7 @@ def _announce_hypervisor(leaves: _Leaves, chip: IrqChipX86_64) -> None:
     if not leaves.subleaves(HYPERVISOR_BASE):  # or guests read another leaf's answer, as HYPERVISOR is set
         leaves.entry(HYPERVISOR_BASE).eax = HYPERVISOR_BASE
     if leaves.has(TIMING):
-        leaves.entry(TIMING).ebx = chip.lapic_frequency() // 1000
+        leaves.entry(TIMING).ebx = _lapic_frequency(chip) // 1000
     unsupported = KVM_NEEDS_USER_SPACE | (0 if chip.lapics_in_hypervisor() else KVM_NEEDS_HYPERVISOR_LAPICS)
     for function in range(HYPERVISOR_BASE, HYPERVISOR_END, HYPERVISOR_STEP):  # KVM's leaves follow those of others
         for entry in leaves.subleaves(function):

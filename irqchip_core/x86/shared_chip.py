@@ -1,7 +1,7 @@
-"""`SharedIrqChip`: the base of all chips, wherever their controllers are.
+"""`SharedIrqChip`: the base of all chips; `PcIrqChip`: the base of those with all controllers of a PC.
 
-It has handles and their end, the checks of arguments, the calls of observers, and the state of PICs, IOAPIC and PIT.
-The derived chip connects events, changes routes and serves its vCPUs.
+`SharedIrqChip` has handles and their end, the checks of arguments and the calls of observers; `PcIrqChip` also the
+state of PICs, IOAPIC and PIT. The derived chip connects events, changes routes and serves its vCPUs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing_extensions import override
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.arguments import check_int, check_type
 from irqchip_core.bus import Bus
-from irqchip_core.chip import IrqChipCap
+from irqchip_core.chip import PC_CONTROLLERS, IrqChipCap
 from irqchip_core.errors import Closed
 from irqchip_core.eventfd import Event
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
@@ -31,17 +31,6 @@ from irqchip_core.x86.state import IoapicState, PicSelect, PicState, PitState
 from irqchip_core.x86.state_checks import check_ioapic, check_pic, check_pit, check_select
 
 MAX_GSI = (1 << 32) - 1
-
-
-class Controllers(Protocol):
-    """PICs, IOAPIC and PIT, in user space or in the hypervisor. Arguments are checked before each call."""
-
-    def get_pic_state(self, select: PicSelect) -> PicState: ...
-    def set_pic_state(self, select: PicSelect, state: PicState) -> None: ...
-    def get_ioapic_state(self) -> IoapicState: ...
-    def set_ioapic_state(self, state: IoapicState) -> None: ...
-    def get_pit(self) -> PitState: ...
-    def set_pit(self, state: PitState) -> None: ...
 
 
 class _Handles:
@@ -60,18 +49,16 @@ class SharedIrqChip(IrqChipX86_64):
     `Closed`, and it no longer has these objects (`_Nothing`), so that a method looked up before the end raises, too.
 
     Args:
-        pins: Number of inputs of the IOAPIC.
         capabilities: The capabilities of the chip.
-        controllers: The chip's PICs, IOAPIC and PIT.
+        pins: Number of inputs of the IOAPIC, if the chip has one. Devices get GSIs above them for their messages.
     """
 
     _is_closed: ClassVar = False
 
-    def __init__(self, pins: int, capabilities: frozenset[IrqChipCap], controllers: Controllers) -> None:
+    def __init__(self, capabilities: frozenset[IrqChipCap], pins: int = 0) -> None:
         super().__init__()
         self._pins = pins
         self._capabilities = capabilities
-        self._controllers = controllers
         self._handles = _Handles()
         self._finalization = Finalization(self.name, pins)
 
@@ -188,7 +175,58 @@ class SharedIrqChip(IrqChipX86_64):
         check_type(capability, IrqChipCap, subject=self.name, argument="capability")
         return capability in self._capabilities
 
-    # PICs, IOAPIC, PIT
+
+_KEPT = {"observers", "_handles", "_pins", "_capabilities"}
+"""Attributes that a closed handle still has."""
+
+
+class _Nothing:
+    """In a closed handle, the value of each attribute that held an object shared by all handles."""
+
+    def __init__(self, subject: str) -> None:
+        self._subject = subject
+
+    def _refuse(self, *args: object) -> NoReturn:
+        raise Closed("the chip is closed", subject=self._subject, remedy="keep the handle open, or use another clone")
+
+    __getattr__ = __getitem__ = __len__ = _refuse
+
+
+@functools.cache
+def _closed(kind: type[SharedIrqChip]) -> Any:
+    """The class of a closed handle of a `kind`: its every method but `close` raises `Closed`."""
+
+    def refuse(self: SharedIrqChip, *args: object, **options: object) -> NoReturn:
+        _Nothing(self.name)._refuse()
+
+    refused = [name for name, _ in inspect.getmembers(kind, inspect.isfunction) if not name.startswith("_")]
+    members = {name: refuse for name in refused if name != "close"}
+    return type(f"Closed{kind.__name__}", (kind,), {"__doc__": "A closed handle.", "_is_closed": True, **members})
+
+
+class Controllers(Protocol):
+    """PICs, IOAPIC and PIT, in user space or in the hypervisor. Arguments are checked before each call."""
+
+    def get_pic_state(self, select: PicSelect) -> PicState: ...
+    def set_pic_state(self, select: PicSelect, state: PicState) -> None: ...
+    def get_ioapic_state(self) -> IoapicState: ...
+    def set_ioapic_state(self, state: IoapicState) -> None: ...
+    def get_pit(self) -> PitState: ...
+    def set_pit(self, state: PitState) -> None: ...
+
+
+class PcIrqChip(SharedIrqChip):
+    """A chip with all controllers of a PC.
+
+    Args:
+        pins: Number of inputs of the IOAPIC.
+        capabilities: The capabilities of the chip besides the controllers.
+        controllers: The chip's PICs, IOAPIC and PIT.
+    """
+
+    def __init__(self, pins: int, capabilities: frozenset[IrqChipCap], controllers: Controllers) -> None:
+        super().__init__(PC_CONTROLLERS | capabilities, pins)
+        self._controllers = controllers
 
     @override
     def get_pic_state(self, select: PicSelect) -> PicState:
@@ -217,31 +255,3 @@ class SharedIrqChip(IrqChipX86_64):
     def set_pit(self, state: PitState) -> None:
         check_pit(state, subject=self.name)
         self._controllers.set_pit(state)
-
-
-_KEPT = {"observers", "_handles", "_pins", "_capabilities"}
-"""Attributes that a closed handle still has."""
-
-
-class _Nothing:
-    """In a closed handle, the value of each attribute that held an object shared by all handles."""
-
-    def __init__(self, subject: str) -> None:
-        self._subject = subject
-
-    def _refuse(self, *args: object) -> NoReturn:
-        raise Closed("the chip is closed", subject=self._subject, remedy="keep the handle open, or use another clone")
-
-    __getattr__ = __getitem__ = __len__ = _refuse
-
-
-@functools.cache
-def _closed(kind: type[SharedIrqChip]) -> Any:
-    """The class of a closed handle of a `kind`: its every method but `close` raises `Closed`."""
-
-    def refuse(self: SharedIrqChip, *args: object, **options: object) -> NoReturn:
-        _Nothing(self.name)._refuse()
-
-    refused = [name for name, _ in inspect.getmembers(kind, inspect.isfunction) if not name.startswith("_")]
-    members = {name: refuse for name in refused if name != "close"}
-    return type(f"Closed{kind.__name__}", (kind,), {"__doc__": "A closed handle.", "_is_closed": True, **members})

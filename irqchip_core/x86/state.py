@@ -283,7 +283,7 @@ class PitState:
 
 @define
 class ChipSnapshot:
-    """All state of an x86 chip.
+    """All state of an x86 chip. What belongs to a controller that the chip does not have is None, or an empty list.
 
     Attributes:
         lapics: One per vCPU, from 0.
@@ -291,10 +291,10 @@ class ChipSnapshot:
         mp_states: One per vCPU; empty if the chip has no MP_STATE_GET_SET.
     """
 
-    ioapic: IoapicState
+    ioapic: IoapicState | None
     lapics: list[LapicState]
-    pic_primary: PicState
-    pic_secondary: PicState
-    pit: PitState
+    pic_primary: PicState | None
+    pic_secondary: PicState | None
+    pit: PitState | None
     chip_specific: Any
     mp_states: list[MPState]

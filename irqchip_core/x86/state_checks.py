@@ -7,14 +7,15 @@ two fields, or between a field and the controller that takes it over. Every chip
 from __future__ import annotations
 
 import functools
-from collections.abc import Container
+from collections.abc import Callable, Container
+from functools import partial
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from attrs import fields, has
 
 from irqchip_core.arguments import check_int, check_type
-from irqchip_core.chip import MPState
+from irqchip_core.chip import IrqChipCap, MPState
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86.state import (
@@ -133,24 +134,24 @@ def check_mp_state(state: MPState, *, subject: str, argument: str = "state") -> 
 
 
 def check_snapshot(
-    snapshot: ChipSnapshot, vcpu_count: int, *, pins: int, mp_states: bool, x2apic: bool, subject: str
+    snapshot: ChipSnapshot, vcpu_count: int, *, has: Callable[[IrqChipCap], bool], pins: int, subject: str
 ) -> None:
     """Refuse a value that is not the snapshot of such a chip, without its chip-specific part; raises as `check_pic`.
 
     Args:
         snapshot: The value.
         vcpu_count: How many vCPUs the chip has.
-        pins: How many inputs its IOAPIC has.
-        mp_states: Whether it has MP_STATE_GET_SET.
-        x2apic: Whether its local APICs have x2APIC mode.
+        has: Whether the chip has a capability.
+        pins: How many inputs its IOAPIC has, if it has one.
         subject: Name of the chip.
     """
     check_type(snapshot, ChipSnapshot, subject=subject, argument="snapshot")
     check_int(vcpu_count, 0, _MANY, subject=subject, argument="vcpu_count")
-    for what, records, count in (
-        ("local APICs", snapshot.lapics, vcpu_count),
-        ("MP states", snapshot.mp_states, vcpu_count if mp_states else 0),
+    for what, records, capability in (
+        ("local APICs", snapshot.lapics, IrqChipCap.LOCAL_APIC),
+        ("MP states", snapshot.mp_states, IrqChipCap.MP_STATE_GET_SET),
     ):
+        count = vcpu_count if has(capability) else 0
         check_type(records, list, subject=subject, argument="snapshot")
         if len(records) != count:
             _refuse(
@@ -159,11 +160,21 @@ def check_snapshot(
                 "snapshot",
                 "restore into a machine with as many as the saved one has",
             )
-    check_pic(snapshot.pic_primary, PicSelect.PRIMARY, subject=subject, argument="snapshot.pic_primary")
-    check_pic(snapshot.pic_secondary, PicSelect.SECONDARY, subject=subject, argument="snapshot.pic_secondary")
-    check_ioapic(snapshot.ioapic, pins, subject=subject, argument="snapshot.ioapic")
-    check_pit(snapshot.pit, subject=subject, argument="snapshot.pit")
+    checks: dict[str, tuple[IrqChipCap, Callable[..., None]]] = {
+        "pic_primary": (IrqChipCap.PIC, partial(check_pic, select=PicSelect.PRIMARY)),
+        "pic_secondary": (IrqChipCap.PIC, partial(check_pic, select=PicSelect.SECONDARY)),
+        "ioapic": (IrqChipCap.IOAPIC, partial(check_ioapic, pins=pins)),
+        "pit": (IrqChipCap.PIT, check_pit),
+    }
+    for name, (capability, check) in checks.items():
+        record, argument = getattr(snapshot, name), f"snapshot.{name}"
+        if has(capability):
+            check(record, subject=subject, argument=argument)
+        elif record is not None:
+            remedy = "restore into a chip with the controllers of the saved one"
+            _refuse(f"the chip has no {capability.value}", subject, argument, remedy)
     for number, lapic in enumerate(snapshot.lapics):
+        x2apic = has(IrqChipCap.X2APIC)
         check_lapic(lapic, number, x2apic=x2apic, subject=subject, argument=f"snapshot.lapics[{number}]")
     for number, mp_state in enumerate(snapshot.mp_states):
         check_mp_state(mp_state, subject=subject, argument=f"snapshot.mp_states[{number}]")

@@ -93,6 +93,7 @@ def test_a_snapshot_of_another_size_is_refused_before_anything_changes(chip: Kvm
     chip.add_vcpu(0, vm.create_vcpu(0))
     snapshot = chip.snapshot(1)
     pit = chip.get_pit()
+    assert snapshot.pit is not None
     snapshot.pit.channels[0].count = 77
     with pytest.raises(InvalidArgument, match="it has 1 local APICs, not 2; restore into a machine with as many as"):
         chip.restore(snapshot, 2)
@@ -115,6 +116,7 @@ def two_vcpu_snapshot() -> ChipSnapshot:
         ioapic.redirect_table[5] = 0x45
         chip.set_ioapic_state(ioapic)
         snapshot = chip.snapshot(2)
+        assert snapshot.pit is not None
         snapshot.pit.channels[2] = evolve(snapshot.pit.channels[2], count=1234, mode=3)
         return snapshot
 

@@ -100,6 +100,7 @@ def test_a_vector_of_the_pics_that_kvm_has_but_not_the_guest_moves_along(entered
             machine.vcpu.kick()
             assert machine.vcpu.run() == InterruptedExit()  # KVM_RUN, but not the guest
         snapshot = stop(machine)
+        assert snapshot.pic_primary is not None
         assert snapshot.pic_primary.isr == 1 << 5
         assert snapshot.chip_specific.pending_extint == 0x35
         assert snapshot.mp_states == [MPState.HALTED]
@@ -153,6 +154,7 @@ def test_a_guest_moves_from_chip_to_chip(source: str, target: str) -> None:
             machine.chip.service_irq(gsi, False)
         snapshot = stop(machine)
         snapshot.chip_specific = other.chip.snapshot_chip_specific()  # what is of no use to another kind of chip
+        assert snapshot.ioapic is not None
         snapshot.ioapic = evolve(snapshot.ioapic, ioregsel=0)
         resume(machine, other, snapshot)
         assert other.chip.get_lapic_state(0).apic_base == 0xFEE00D00  # x2APIC mode, as the guest has set it

@@ -449,7 +449,7 @@ def test_the_same_thing_has_the_same_key_in_every_json() -> None:
     for one in (selected["chosen"], selected["candidates"][0], ran, played["chips"][0]):
         assert one["hypervisor"] == "unicorn"
     for one in (listed["on"]["unicorn"], probed["on"]["unicorn"], selected["candidates"][0]):
-        assert (one["viable"], one["reason"], len(one["capabilities"])) == (True, None, 3)
+        assert (one["viable"], one["reason"], len(one["capabilities"])) == (True, None, 8)
     (scenario, *_), (rule, *_) = played["chips"][0]["scenarios"], of("conformance", "--list")
     assert scenario.keys() >= {"topic", "scenario"} <= rule.keys()
 

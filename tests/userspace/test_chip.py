@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus
-from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
+from irqchip_core.chip import PC_CONTROLLERS, IrqChipCap, MPState, VcpuRunState
 from irqchip_core.errors import Closed, InvalidArgument, InvalidRoute, UnknownVcpu, Unsupported, WrongType
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent, PlatformDeviceId
 from irqchip_core.routes import IrqRoute, IrqSourceChip, PinSource, default_routes
@@ -167,9 +167,9 @@ def test_a_hypervisor_without_what_the_chip_needs_is_told_by_name() -> None:
 
 def test_capabilities_are_what_the_hypervisor_lets_the_chip_do() -> None:
     assert probe(FakeVm()).capabilities == frozenset(IrqChipCap)
-    assert probe(FakeVm(tsc_hz=0)).capabilities == {IrqChipCap.X2APIC, IrqChipCap.MP_STATE_GET_SET}
+    assert probe(FakeVm(tsc_hz=0)).capabilities == PC_CONTROLLERS | {IrqChipCap.X2APIC, IrqChipCap.MP_STATE_GET_SET}
     vm = FakeVm(can_exit_on_msrs=False)
-    assert probe(vm).capabilities == {IrqChipCap.MP_STATE_GET_SET}
+    assert probe(vm).capabilities == PC_CONTROLLERS | {IrqChipCap.MP_STATE_GET_SET}
     with UserspaceIrqChip(vm, 1):
         assert vm.msrs == []
 

@@ -281,6 +281,7 @@ def test_nobody_reads_the_output() -> None:
         (["--vcpus", "65"], "64 vCPUs"),
         (["--memory", "1"], "memory ends at"),
         (["--append", "x"], "the built-in guest takes no command line"),
+        (["--controllers", "msi"], "the built-in guest uses all controllers of a PC; name a guest"),
         ([guest("real/exit"), "--append", "x"], "a flat binary cannot be given a command line"),
         (["no/such/guest"], "no/such/guest: cannot read it: No such file or directory"),
         ([str(Path(__file__).parent)], "Is a directory"),
@@ -311,6 +312,7 @@ def test_mistakes(capfd: pytest.CaptureFixture[str], args: list[str], said: str)
         (["--timeout", "nan"], "'nan' is not a time above 0"),
         (["--timeout", "1e300"], "'1e300' is not a time above 0"),
         (["--require", "magic"], "invalid choice: 'magic'"),
+        (["--controllers", "pic,x2apic"], "'x2apic' is no controller; choose from pic, ioapic, pit, local_apic, msi"),
     ],
 )
 def test_mistakes_that_argparse_sees(capfd: pytest.CaptureFixture[str], args: list[str], said: str) -> None:

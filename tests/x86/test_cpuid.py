@@ -26,9 +26,9 @@ OWN_LEAVES = {0, 1, 4, 6, 7, 0xA, 0xB, 0x15, 0x18, 0x1F, 0x40000000, 0x40000001,
 Leaves = dict[tuple[int, int], CpuidEntry]
 
 
-def chip(*capabilities: IrqChipCap, lapics_in_hypervisor: bool = False) -> Any:
+def chip(*capabilities: IrqChipCap, lapics_in_hypervisor: bool = False, lapics: bool = True) -> Any:
     return SimpleNamespace(
-        check_capability=lambda cap: cap in capabilities,
+        check_capability=lambda cap: lapics if cap is IrqChipCap.LOCAL_APIC else cap in capabilities,
         lapic_frequency=lambda: FREQUENCY,
         lapics_in_hypervisor=lambda: lapics_in_hypervisor,
     )

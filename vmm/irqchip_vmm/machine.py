@@ -21,7 +21,7 @@ from typing import Self, TypeVar
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.arguments import check_int
 from irqchip_core.bus import Bus, BusDevice
-from irqchip_core.chip import IrqChip, IrqChipCap
+from irqchip_core.chip import PC_CONTROLLERS, IrqChip, IrqChipCap
 from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import Closed, Exhausted, InvalidArgument, IrqChipError, WrongType
 from irqchip_core.events import DeviceId, IrqEventSource, PlatformDeviceId
@@ -54,12 +54,10 @@ VIRTUAL_WALL_TIME = 946_684_800
 """What the real-time clock shows when virtual time begins, in seconds since 1970: the start of the year 2000."""
 
 
-def _required(require: Collection[IrqChipCap], virtual_time: bool) -> Collection[IrqChipCap]:
-    return {*require, IrqChipCap.MP_STATE_GET_SET} if virtual_time else require
-
-
 class Machine:
     """A PC with COM1, RTC, keyboard controller (reset only), exit port and interrupt generator.
+
+    With fewer `controllers` it is a micro-VM: what drives a line that leads nowhere interrupts no vCPU.
 
     Args:
         hypervisor: Name of one, a VM without memory, vCPUs and chip, or None for the first on which the chip fits.
@@ -67,7 +65,8 @@ class Machine:
             stays the caller's to close, after the machine.
         memory_size: Bytes of RAM from address 0, a multiple of 4096 from 1 MiB to 3 GiB.
         vcpu_count: 1 to 254; APIC ids are 0 and up.
-        require: What the chip must be able to do.
+        controllers: Which controllers its guest uses: only a chip that has them is taken.
+        require: What else the chip must have.
         console: Takes each byte the guest sends on COM1, on a vCPU's thread.
         on_end: Called once, on the thread that ends the run or closes the machine without one. If the console or a
             device has to wait for something else, let it return now.
@@ -92,6 +91,7 @@ class Machine:
         chip: str | IrqChip | None = None,
         memory_size: int = 16 << 20,
         vcpu_count: int = 1,
+        controllers: Collection[IrqChipCap] = PC_CONTROLLERS,
         require: Collection[IrqChipCap] = (),
         console: Callable[[bytes], object] = lambda data: None,
         on_end: Callable[[], object] = lambda: None,
@@ -115,7 +115,7 @@ class Machine:
         self._started = False
         self._cleanup: list[Callable[[], object]] = []  # what was made, to be undone in reverse
         try:
-            self._make(hypervisor, chip, memory_size, require, deterministic)
+            self._make(hypervisor, chip, memory_size, [*controllers, *require], deterministic)
             if self.virtual_clock is None and (deterministic or trace is not None):
                 raise InvalidArgument(
                     "the machine lives in real time",
@@ -137,12 +137,13 @@ class Machine:
         hypervisor: str | Vm | None,
         chip: str | IrqChip | None,
         memory_size: int,
-        require: Collection[IrqChipCap],
+        require: list[IrqChipCap],
         virtual_time: bool,
     ) -> None:
+        in_turns = [IrqChipCap.MP_STATE_GET_SET]  # what a thread needs that runs all vCPUs in virtual time
         if hypervisor is None or isinstance(hypervisor, str):
             assert not isinstance(chip, IrqChip)
-            wanted = _required(require, virtual_time)
+            wanted = [*require, *in_turns] if virtual_time else require
             self.choice = choose(chip, hypervisor=hypervisor, require=wanted, virtual_time=virtual_time)
             self.vm = self.choice.vm
             self._cleanup.append(self.vm.close)
@@ -157,7 +158,7 @@ class Machine:
             if self.choice is not None:
                 made = self.choice.create(self.vcpu_count)
             else:
-                wanted = _required(require, self.virtual_clock is not None)
+                wanted = [*require, *in_turns] if self.virtual_clock is not None else require
                 made = create_irqchip(chip, vm=self.vm, vcpu_count=self.vcpu_count, require=wanted)
             self._cleanup.append(made.close)
         if not isinstance(made, IrqChipX86_64):
@@ -176,7 +177,7 @@ class Machine:
         self.generator = generator.InterruptGenerator(self, self._loop, self.memory, self.vcpu_count)
         self.add_device(self.generator, mmio=generator.GENERATOR_BASE, length=generator.GENERATOR_LENGTH)
         self.add_device(i8042.I8042(self._reset), port=i8042.I8042_PORT, length=i8042.I8042_LENGTH)
-        if not self.chip.pit_uses_speaker_port():
+        if self.chip.check_capability(IrqChipCap.PIT) and not self.chip.pit_uses_speaker_port():
             self.add_device(speaker.SpeakerPort(self.chip, self.vm.clock), port=SPEAKER_PORT)
         rtc_irq = self.edge_irq(rtc.RTC_GSI, name="rtc", device_id=PlatformDeviceId.CMOS)
         wall_time = None if self.virtual_clock is None else VIRTUAL_WALL_TIME
@@ -330,7 +331,8 @@ class Machine:
                 self._image.set_sregs(sregs)
                 vcpu.set_sregs(sregs)
                 vcpu.set_regs(self._image.regs)
-            connect_local_interrupts(self.chip, vcpu.id)
+            if self.chip.check_capability(IrqChipCap.LOCAL_APIC):
+                connect_local_interrupts(self.chip, vcpu.id)
 
         barrier = threading.Barrier(2 if self.virtual_clock is not None else self.vcpu_count + 1)
         others: list[Callable[[], None]] = []

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from irqchip_core.chip import IrqChipCap
+from irqchip_core.chip import PC_CONTROLLERS, IrqChipCap
 from irqchip_core.hookspecs import hookimpl
 from irqchip_core.json_option import add_json
 from irqchip_vmm.memory import MAX_SIZE
@@ -49,6 +49,13 @@ def irqchip_subcommand(subparsers: argparse._SubParsersAction[argparse.ArgumentP
         help=f"take only a chip that has it: {', '.join(capability.value for capability in IrqChipCap)}; repeatable",
     )
     parser.add_argument(
+        "--controllers",
+        metavar="NAME,...",
+        type=_controllers,
+        help="what GUEST uses, and the chip must have, of "
+        f"{', '.join(_CONTROLLERS)} (default: all, as in a PC; a micro-VM's guest uses local_apic,msi)",
+    )
+    parser.add_argument(
         "--timeout",
         metavar="SECONDS",
         type=_seconds,
@@ -77,6 +84,16 @@ def _run(args: argparse.Namespace) -> int:
     if args.guest is None and args.timeout is None:
         args.timeout = DEFAULT_TIMEOUT
     return run(args)
+
+
+_CONTROLLERS = [capability.value for capability in IrqChipCap if capability in PC_CONTROLLERS]
+
+
+def _controllers(text: str) -> set[IrqChipCap]:
+    names = {name for name in text.split(",") if name}
+    if wrong := names.difference(_CONTROLLERS):
+        raise argparse.ArgumentTypeError(f"{min(wrong)!r} is no controller; choose from {', '.join(_CONTROLLERS)}")
+    return {IrqChipCap(name) for name in names}
 
 
 def _count(text: str) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TextIO
 
-from irqchip_core.chip import IrqChipCap
+from irqchip_core.chip import PC_CONTROLLERS, IrqChipCap
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.eventfd import Event
 from irqchip_core.json_option import check_file, prints_text, text_of, write
@@ -52,6 +52,10 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.guest is None and args.append:
         raise InvalidArgument("the built-in guest takes no command line", argument="--append", remedy="name a guest")
+    if args.guest is None and args.controllers is not None:
+        raise InvalidArgument(
+            "the built-in guest uses all controllers of a PC", argument="--controllers", remedy="name a guest"
+        )
     memory_size = args.memory << 20
     if args.guest is None:
         image = demonstration_guest(memory_size=memory_size, vcpu_count=args.vcpus)
@@ -70,6 +74,7 @@ def _run(args: argparse.Namespace) -> int:
             chip=args.chip,
             memory_size=memory_size,
             vcpu_count=args.vcpus,
+            controllers=PC_CONTROLLERS if args.controllers is None else args.controllers,
             require={IrqChipCap(name) for name in args.require},
             console=lambda data: console.write(data, until=ended),
             on_end=ended.signal,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from irqchip_core.arguments import check_int, check_type
-from irqchip_core.chip import IrqChipCap, MPState
+from irqchip_core.chip import PC_CONTROLLERS, IrqChipCap, MPState
 from irqchip_core.errors import InvalidArgument, UnknownVcpu, WrongType
 from irqchip_core.hookspecs import Probe
 from irqchip_core.vcpu import Vcpu, Vm
@@ -19,7 +19,7 @@ from irqchip_kvm.vm import KvmVm
 
 
 def lapic_capabilities(vm: KvmVm) -> frozenset[IrqChipCap]:
-    """What chips can do whose local APICs are KVM's."""
+    """What chips have whose local APICs are KVM's, besides the controllers."""
     capabilities = {IrqChipCap.X2APIC, IrqChipCap.MP_STATE_GET_SET}
     if vm.check_extension(Cap.TSC_DEADLINE_TIMER) == 1:
         capabilities.add(IrqChipCap.TSC_DEADLINE_TIMER)
@@ -27,7 +27,7 @@ def lapic_capabilities(vm: KvmVm) -> frozenset[IrqChipCap]:
 
 
 def probe_vm(vm: Vm, needed: Mapping[Cap, str], remedy: str) -> Probe:
-    """Whether `vm` can have a chip that needs these capabilities of KVM.
+    """Whether `vm` can have a PC's chip with local APICs of KVM, which needs these capabilities of it.
 
     Args:
         vm: Any VM.
@@ -39,7 +39,7 @@ def probe_vm(vm: Vm, needed: Mapping[Cap, str], remedy: str) -> Probe:
     missing = [what for capability, what in needed.items() if not vm.check_extension(capability)]
     if missing:
         return Probe(f"this kernel's KVM lacks {', '.join(missing)}; {remedy}")
-    return Probe(capabilities=lapic_capabilities(vm))
+    return Probe(capabilities=PC_CONTROLLERS | lapic_capabilities(vm))
 
 
 class VcpuSlots:

@@ -21,7 +21,7 @@ from irqchip_core.testing.verdict import Nonconforming, accepted, check, check_e
 from irqchip_core.vcpu import Vcpu
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.msi import MSI_ADDRESS_BASE
-from irqchip_core.x86.state import PicSelect
+from irqchip_core.x86.state import IoapicState, PicSelect, PicState, PitState
 
 Kinds = type[Exception] | tuple[type[Exception], ...]
 
@@ -110,7 +110,7 @@ class Arguments(Scenarios):
     def test_objects_of_a_wrong_type(self) -> None:
         """What is no event, route, MP state or capability of the kind is refused."""
         machine = self.boot()
-        machine.pin(5, 0x45)
+        machine.connect(5, 0x45)
         edge, level = IrqEdgeEvent(), IrqLevelEvent()
         machine.keep(edge, level)
         chip: Any = machine.chip
@@ -236,11 +236,16 @@ def arguments(machine: Bench) -> dict[str, dict[str, Any]]:
         "check_capability": {"capability": IrqChipCap.X2APIC},
         "handle_msr": {"vcpu": vcpu, "access": MsrExit(0x808, 0, is_write=False)},
         "get_pic_state": {"select": PicSelect.PRIMARY},
-        "set_pic_state": {"select": PicSelect.PRIMARY, "state": chip.get_pic_state(PicSelect.PRIMARY)},
-        "set_ioapic_state": {"state": chip.get_ioapic_state()},
+        "set_pic_state": {
+            "select": PicSelect.PRIMARY,
+            "state": chip.get_pic_state(PicSelect.PRIMARY) if machine.has(IrqChipCap.PIC) else PicState(),
+        },
+        "set_ioapic_state": {
+            "state": chip.get_ioapic_state() if machine.has(IrqChipCap.IOAPIC) else IoapicState(),
+        },
         "get_lapic_state": {"vcpu_id": 0},
         "set_lapic_state": {"vcpu_id": 0, "state": chip.get_lapic_state(0)},
-        "set_pit": {"state": chip.get_pit()},
+        "set_pit": {"state": chip.get_pit() if machine.has(IrqChipCap.PIT) else PitState()},
         "snapshot": {"vcpu_count": 1},
         "restore": {"snapshot": chip.snapshot(1), "vcpu_count": 1},
         "check_chip_specific": {"data": chip.snapshot_chip_specific(), "vcpu_count": 1},

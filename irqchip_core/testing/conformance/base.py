@@ -32,6 +32,8 @@ def choose(backend: str, hypervisor: str | None = None) -> tuple[str, frozenset[
     return chosen.hypervisor, chosen.probe.capabilities
 
 
+ABSENT = "needs a chip that lacks a controller of a PC; this one has all of them"
+
 _patiences = pytest.StashKey[dict[Any, Patience]]()
 """For each chip of this run, what was learned."""
 
@@ -104,13 +106,14 @@ class Scenarios:
         request.node.irqchip_lab = self.lab
 
 
-def needs(capability: IrqChipCap) -> Callable[[Callable[[_S], None]], Callable[[_S], None]]:
-    """Mark a scenario that only chips with `capability` can play."""
+def needs(*capabilities: IrqChipCap) -> Callable[[Callable[[_S], None]], Callable[[_S], None]]:
+    """Mark a scenario that only chips with all of `capabilities` can play."""
 
     def decorate(scenario: Callable[[_S], None]) -> Callable[[_S], None]:
         @functools.wraps(scenario)
         def perform(self: _S) -> None:
-            self.lab.need(capability)
+            for capability in capabilities:
+                self.lab.need(capability)
             scenario(self)
 
         return perform

@@ -66,7 +66,7 @@ class EdgeEvents(Scenarios):
     def test_no_edge_is_lost_in_a_hundred(self) -> None:
         """A hundred signals, each taken before the next, are a hundred interrupts."""
         machine = self.boot()
-        machine.pin(11, 0x4B)
+        machine.connect(11, 0x4B)
         event = machine.edge(11)
         for _ in range(100):
             event.trigger()
@@ -78,7 +78,7 @@ class EdgeEvents(Scenarios):
         """Signals that come before the interrupt is taken may be coalesced, into one interrupt at least."""
         machine = self.boot()
         self.lab.leave_open("how many of the signals are coalesced")
-        machine.pin(5, 0x45)
+        machine.connect(5, 0x45)
         event = machine.edge(5)
         for _ in range(10):
             event.trigger()
@@ -92,7 +92,7 @@ class EdgeEvents(Scenarios):
     def test_event_signalled_before_registration(self) -> None:
         """An event that is signalled already fires as soon as it is registered."""
         machine = self.boot()
-        machine.pin(5, 0x45)
+        machine.connect(5, 0x45)
         with IrqEdgeEvent() as event:
             event.trigger()
             machine.chip.register_edge_irq_event(5, event, SOURCE)
@@ -101,7 +101,7 @@ class EdgeEvents(Scenarios):
     def test_events_share_a_gsi(self) -> None:
         """Several events on one GSI each interrupt."""
         machine = self.boot()
-        machine.pin(5, 0x45)
+        machine.connect(5, 0x45)
         one, other = machine.edge(5), machine.edge(5)
         for event in (one, other, one):
             event.trigger()
@@ -142,7 +142,7 @@ class EdgeEvents(Scenarios):
     def test_chip_keeps_its_own_handle(self) -> None:
         """The device may close the handle that it registered."""
         machine = self.boot()
-        machine.pin(5, 0x45)
+        machine.connect(5, 0x45)
         with IrqEdgeEvent() as event:
             given = event.try_clone()
             machine.chip.register_edge_irq_event(5, given, SOURCE)
@@ -153,7 +153,7 @@ class EdgeEvents(Scenarios):
     def test_unregistered_event_reaches_nothing(self) -> None:
         """After unregistration no signal of the event is consumed, and none interrupts."""
         machine = self.boot()
-        machine.pin(5, 0x45)
+        machine.connect(5, 0x45)
         event = machine.edge(5)
         event.trigger()
         machine.cpu.expect(0x45, rule=ONCE)
@@ -165,7 +165,7 @@ class EdgeEvents(Scenarios):
     def test_unregistration_by_a_clone(self) -> None:
         """Any clone of an event names its registration."""
         machine = self.boot()
-        machine.pin(5, 0x45)
+        machine.connect(5, 0x45)
         event = machine.edge(5)
         with event.try_clone() as clone:
             machine.chip.unregister_edge_irq_event(5, clone)
@@ -175,8 +175,7 @@ class EdgeEvents(Scenarios):
     def test_unregistration_of_a_closed_event(self) -> None:
         """An event that its device has closed is unregistered as any other; harmless if it never was registered."""
         machine = self.boot()
-        machine.pin(5, 0x45)
-        machine.pin(10, 0x4A, level=True)
+        machine.connect(5, 0x45)
         edge, level = machine.edge(5), machine.level(10)
         others: list[IrqEdgeEvent | IrqLevelEvent] = [edge.try_clone(), level.try_clone()]
         strangers = IrqEdgeEvent(), IrqLevelEvent()
@@ -198,7 +197,7 @@ class EdgeEvents(Scenarios):
     def test_unregistration_of_a_stranger(self) -> None:
         """Unregistering an unknown event, or on another GSI, is harmless and does nothing."""
         machine = self.boot()
-        machine.pin(5, 0x45)
+        machine.connect(5, 0x45)
         event = machine.edge(5)
         with IrqEdgeEvent() as stranger, accepted("unregistering what is not registered is harmless"):
             machine.chip.unregister_edge_irq_event(5, stranger)
@@ -209,8 +208,8 @@ class EdgeEvents(Scenarios):
     def test_registered_again(self) -> None:
         """An event can be registered again, on another GSI."""
         machine = self.boot()
-        machine.pin(5, 0x45)
-        machine.pin(6, 0x46)
+        machine.connect(5, 0x45)
+        machine.connect(6, 0x46)
         event = machine.edge(5)
         machine.chip.unregister_edge_irq_event(5, event)
         with accepted("an unregistered event can be registered again"):
@@ -221,7 +220,7 @@ class EdgeEvents(Scenarios):
     def test_one_of_two_is_unregistered(self) -> None:
         """Unregistering one of two events on a GSI leaves the other."""
         machine = self.boot()
-        machine.pin(5, 0x45)
+        machine.connect(5, 0x45)
         one, other = machine.edge(5), machine.edge(5)
         machine.chip.unregister_edge_irq_event(5, one)
         one.trigger()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from irqchip_core.chip import IrqChipCap
 from irqchip_core.events import IrqLevelEvent
 from irqchip_core.testing.bench import ENTRY_REMOTE_IRR, IOAPIC_VERSION, Bench
-from irqchip_core.testing.conformance.base import Scenarios
+from irqchip_core.testing.conformance.base import Scenarios, needs
 from irqchip_core.testing.guest_cpu import Eoi
 from irqchip_core.testing.verdict import NotApplicable, accepted, check, until
 from irqchip_core.x86.state import IOAPIC_BASE
@@ -19,6 +20,7 @@ LOWERED = "the line of a level event is lowered at the EOI"
 
 def line_is_high(machine: Bench, pin: int) -> bool:
     """Whether the IOAPIC sees this line asserted."""
+    machine.need(IrqChipCap.IOAPIC)
     return bool(machine.chip.get_ioapic_state().current_interrupt_level_bitmap >> pin & 1)
 
 
@@ -269,6 +271,7 @@ class LevelEvents(Scenarios):
         check(not line_is_high(machine, 10), LOWERED, "IOAPIC pin 10 is still high after its EOI register was written")
         machine.cpu.end(Eoi.LAPIC)
 
+    @needs(IrqChipCap.IOAPIC)
     def test_broadcast_eoi(self) -> None:
         """`broadcast_eoi` of a level interrupt lowers and resamples its line."""
         machine = self.boot()

@@ -75,10 +75,10 @@ class Modes(Scenarios):
     def test_interrupts_in_x2apic_mode(self) -> None:
         """Interrupts come and are ended in x2APIC mode."""
         machine = self._switched()
-        machine.pin(5, 0x45)
+        machine.connect(5, 0x45)
         for _ in range(3):
             machine.pulse(5)
-            machine.cpu.expect(0x45, rule="a pin interrupts in x2APIC mode")
+            machine.cpu.expect(0x45, rule="an edge interrupts in x2APIC mode")
 
     @needs(IrqChipCap.X2APIC)
     def test_level_in_x2apic_mode(self) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from irqchip_core.chip import IrqChipCap
 from irqchip_core.testing.bench import Bench
-from irqchip_core.testing.conformance.base import Scenarios
+from irqchip_core.testing.conformance.base import Scenarios, needs
 from irqchip_core.testing.guest_cpu import EXTINT_MODE, MASKED, Eoi
 from irqchip_core.testing.verdict import check, check_equal
 from irqchip_core.x86.lapic_registers import LVT_LINT0
@@ -24,6 +25,7 @@ def raise_lines(machine: Bench, *lines: int) -> None:
 class Pics(Scenarios):
     """The PICs."""
 
+    @needs(IrqChipCap.PIC)
     def test_wide_access_to_the_pics(self) -> None:
         """An access of a word or double word to the PICs is an access of a byte to each of its ports."""
         machine = self.boot()
@@ -39,6 +41,7 @@ class Pics(Scenarios):
         cpu.out(ELCR, 0x0620, size=2)
         check_equal(cpu.in_(ELCR, size=2), 0x0620, rule)
 
+    @needs(IrqChipCap.PIC)
     def test_masked_pic_line_stays_latched(self) -> None:
         """An edge on a masked PIC line waits in IRR and interrupts when the line is unmasked."""
         machine = self.boot()
@@ -142,6 +145,7 @@ class Pics(Scenarios):
         machine.cpu.out(COMMAND, READ_ISR)
         check_equal(machine.cpu.in_(COMMAND), 1 << 3, "ISR shows the line in service")
 
+    @needs(IrqChipCap.PIC)
     def test_pic_poll(self) -> None:
         """A poll of a PIC acknowledges the line of highest priority and names it."""
         machine = self.boot()
@@ -152,6 +156,7 @@ class Pics(Scenarios):
         machine.cpu.out(COMMAND, READ_IRR)
         check(not machine.cpu.in_(COMMAND) & 1 << 5, "a poll acknowledges the line", "it is requested still")
 
+    @needs(IrqChipCap.PIC)
     def test_pic_mask_reads_back(self) -> None:
         """The mask registers of both PICs read as written."""
         machine = self.boot()
@@ -159,6 +164,7 @@ class Pics(Scenarios):
             machine.cpu.out(port, mask)
             check_equal(machine.cpu.in_(port), mask, "a mask register reads as written")
 
+    @needs(IrqChipCap.PIC)
     def test_pic_vector_base(self) -> None:
         """ICW2 sets the vectors of a PIC."""
         machine = self.boot()
@@ -168,6 +174,7 @@ class Pics(Scenarios):
         machine.pulse(6)
         machine.cpu.expect(0x66, rule="ICW2 sets the vectors of a PIC", eoi=Eoi.PRIMARY)
 
+    @needs(IrqChipCap.PIC)
     def test_pic_initialization_forgets_masks(self) -> None:
         """ICW1 clears the mask register of a PIC and the requests of its edge-triggered lines."""
         machine = self.boot()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from irqchip_core.chip import IrqChipCap
 from irqchip_core.errors import InvalidRoute
 from irqchip_core.routes import IrqRoute, IrqSource, IrqSourceChip, MsiSource, PinSource, default_routes
-from irqchip_core.testing.conformance.base import Scenarios
+from irqchip_core.testing.conformance.base import ABSENT, Scenarios, needs
 from irqchip_core.testing.guest_cpu import Eoi
-from irqchip_core.testing.verdict import Nonconforming, accepted, refused
+from irqchip_core.testing.verdict import Nonconforming, NotApplicable, accepted, refused
 from irqchip_core.x86.msi import MSI_ADDRESS_BASE
 
 
@@ -15,6 +16,13 @@ def message(gsi: int, vector: int) -> IrqRoute:
 
 
 REPLACED = "route_irq replaces the routes of its GSI that it conflicts with, and leaves the others"
+
+PINS = {
+    IrqSourceChip.PIC_PRIMARY: IrqChipCap.PIC,
+    IrqSourceChip.PIC_SECONDARY: IrqChipCap.PIC,
+    IrqSourceChip.IOAPIC: IrqChipCap.IOAPIC,
+}
+"""Which capability has the controller of a pin."""
 
 BAD_ROUTES = {
     "a pin that the IOAPIC does not have": IrqRoute(5, PinSource(IrqSourceChip.IOAPIC, 240)),
@@ -96,7 +104,7 @@ class Routes(Scenarios):
         machine.chip.route_irq(message(30, 0x51))
         machine.chip.route_irq(message(31, 0x52))
         machine.chip.route_irq(message(31, 0x53))
-        machine.pin(5, 0x45)
+        machine.connect(5, 0x45)
         machine.pulse(30)
         machine.cpu.expect(0x51, rule="a new route of one GSI leaves that of another")
         machine.pulse(5)
@@ -114,9 +122,9 @@ class Routes(Scenarios):
     def test_set_irq_routes_replaces_all(self) -> None:
         """`set_irq_routes` replaces every route."""
         machine = self.boot()
-        machine.pin(5, 0x45)
+        machine.connect(5, 0x45)
         machine.chip.route_irq(message(30, 0x51))
-        machine.chip.set_irq_routes([message(40, 0x52), IrqRoute.ioapic(6)])
+        machine.chip.set_irq_routes([message(40, 0x52), message(41, 0x53)])
         for gsi in (5, 30):
             machine.pulse(gsi)
         machine.cpu.expect_nothing(rule="a route that set_irq_routes leaves out is gone")
@@ -126,14 +134,16 @@ class Routes(Scenarios):
     def test_no_routes(self) -> None:
         """An empty table of routes is legal; no GSI reaches anything then."""
         machine = self.boot()
-        machine.pin(5, 0x45)
-        machine.unmask_pics(5)
+        machine.connect(5, 0x45)
+        if machine.has(IrqChipCap.PIC):
+            machine.unmask_pics(5)
         with accepted("set_irq_routes takes no routes at all"):
             machine.chip.set_irq_routes([])
         for gsi in (5, 30, 4095):
             machine.pulse(gsi)
         machine.cpu.expect_nothing(rule="with no routes no GSI reaches anything")
 
+    @needs(IrqChipCap.PIC, IrqChipCap.IOAPIC)
     def test_default_routes_restored(self) -> None:
         """The default routes can be set again."""
         machine = self.boot()
@@ -176,7 +186,7 @@ class Routes(Scenarios):
     def test_bad_routes_are_refused(self) -> None:
         """A route that cannot be is refused, and everything stays as it was."""
         machine = self.boot()
-        machine.pin(5, 0x45)
+        machine.connect(5, 0x45)
         machine.chip.route_irq(message(30, 0x51))
         for what, route in BAD_ROUTES.items():
             with refused(InvalidRoute, f"route_irq refuses {what}"):
@@ -188,7 +198,7 @@ class Routes(Scenarios):
     def test_bad_tables_are_refused(self) -> None:
         """`set_irq_routes` changes nothing if one of its routes is bad."""
         machine = self.boot()
-        machine.pin(5, 0x45)
+        machine.connect(5, 0x45)
         for what, route in BAD_ROUTES.items():
             with refused(InvalidRoute, f"set_irq_routes refuses {what}"):
                 machine.chip.set_irq_routes([message(40, 0x52), route])
@@ -200,7 +210,7 @@ class Routes(Scenarios):
     def test_conflicting_routes_are_refused(self) -> None:
         """One GSI carries one message, or pins of different controllers, and not both."""
         machine = self.boot()
-        machine.pin(5, 0x45)
+        machine.connect(5, 0x45)
         for what, routes in {
             "two messages on one GSI": [message(30, 0x51), message(30, 0x52)],
             "a message beside a pin": [IrqRoute.ioapic(6), message(6, 0x52)],
@@ -216,6 +226,23 @@ class Routes(Scenarios):
                 machine.cpu.expect(0x45, rule=f"after a refused set_irq_routes ({what}) the routes are as before")
             else:
                 raise Nonconforming(f"set_irq_routes refuses {what}, but it was accepted")
+
+    def test_route_to_a_controller_that_is_absent(self) -> None:
+        """A route to a pin of a controller that the chip does not have is refused, and the routes stay."""
+        machine = self.boot()
+        absent = [source for source in PINS if not machine.has(PINS[source])]
+        if not absent:
+            raise NotApplicable(ABSENT)
+        machine.connect(5, 0x45)
+        for source in absent:
+            route = IrqRoute(6, PinSource(source, 0))
+            what = f"a pin of {source.value}, which the chip does not have"
+            with refused(InvalidRoute, f"route_irq refuses {what}"):
+                machine.chip.route_irq(route)
+            with refused(InvalidRoute, f"set_irq_routes refuses {what}"):
+                machine.chip.set_irq_routes([route])
+        machine.pulse(5)
+        machine.cpu.expect(0x45, rule="after refused routes the routes are as before")
 
     def test_line_moved_while_high(self) -> None:
         """A line that is high when it gets another route does not interrupt through the old one any more."""

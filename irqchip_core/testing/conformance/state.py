@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 from attrs import evolve
 
 from irqchip_core.chip import IrqChipCap, MPState
-from irqchip_core.errors import InvalidArgument, IrqChipError, UnknownVcpu
+from irqchip_core.errors import InvalidArgument, IrqChipError, UnknownVcpu, Unsupported, WrongType
 from irqchip_core.routes import IrqRoute
 from irqchip_core.testing.agent import Operation
 from irqchip_core.testing.bench import Bench
-from irqchip_core.testing.conformance.base import Scenarios, needs
+from irqchip_core.testing.conformance.base import ABSENT, Scenarios, needs
 from irqchip_core.testing.conformance.timers import BOTH_BYTES, MODE_2, start, start_pit, ticks
 from irqchip_core.testing.conformance.vcpus import woken
 from irqchip_core.testing.guest_cpu import Eoi, GuestCpu
-from irqchip_core.testing.verdict import accepted, check, check_equal, refused, until
+from irqchip_core.testing.verdict import NotApplicable, accepted, check, check_equal, refused, until
 from irqchip_core.x86 import lapic_registers as reg
+from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.msi import MSI_ADDRESS_BASE
-from irqchip_core.x86.state import PicSelect
+from irqchip_core.x86.state import ELCR_MASKS, IoapicState, PicSelect, PicState, PitState
 
 MOVED = "what was pending when the state was saved is pending where it is restored"
 
@@ -36,6 +41,40 @@ def take(cpu: GuestCpu, *expected: int) -> None:
     cpu.expect(*expected, rule=MOVED, eoi=Eoi.LAPIC | Eoi.PRIMARY | Eoi.SECONDARY)
 
 
+FRESH: dict[IrqChipCap, Callable[[], Any]] = {
+    IrqChipCap.PIC: partial(PicState, elcr_mask=ELCR_MASKS[PicSelect.PRIMARY]),
+    IrqChipCap.IOAPIC: IoapicState,
+    IrqChipCap.PIT: PitState,
+}
+"""A record of each controller that a chip may lack."""
+RECORDS = {
+    "pic_primary": IrqChipCap.PIC,
+    "pic_secondary": IrqChipCap.PIC,
+    "ioapic": IrqChipCap.IOAPIC,
+    "pit": IrqChipCap.PIT,
+}
+"""To which controller each record of a snapshot belongs."""
+Accessors = tuple[IrqChipCap, Callable[[], Any], Callable[[Any], None]]
+
+
+def every_controller(chip: IrqChipX86_64) -> list[Accessors]:
+    """Each controller that a chip may lack, with what reads and sets its state."""
+    pics: list[Accessors] = [
+        (IrqChipCap.PIC, partial(chip.get_pic_state, select), partial(chip.set_pic_state, select))
+        for select in PicSelect
+    ]
+    return [
+        *pics,
+        (IrqChipCap.IOAPIC, chip.get_ioapic_state, chip.set_ioapic_state),
+        (IrqChipCap.PIT, chip.get_pit, chip.set_pit),
+    ]
+
+
+def controllers(chip: IrqChipX86_64) -> list[Accessors]:
+    """Those that the chip has."""
+    return [one for one in every_controller(chip) if chip.check_capability(one[0])]
+
+
 class State(Scenarios):
     """State of the controllers."""
 
@@ -47,6 +86,7 @@ class State(Scenarios):
         check_equal((primary.irq_base, secondary.irq_base), (0x30, 0x38), "get_pic_state shows the vector bases")
         check_equal((primary.imr, secondary.imr), (0xF3, 0xEF), "get_pic_state shows the masks")
 
+    @needs(IrqChipCap.PIC)
     def test_pic_state_round_trip(self) -> None:
         """PIC state that is read and set again changes nothing; the guest reads what was changed in it."""
         machine = self.boot()
@@ -57,6 +97,7 @@ class State(Scenarios):
             machine.chip.set_pic_state(select, evolve(state, imr=0x5A))
             check_equal(machine.cpu.in_(port), 0x5A, "set_pic_state is what the guest reads")
 
+    @needs(IrqChipCap.PIC)
     def test_pic_request_survives(self) -> None:
         """A request that waits in a PIC is in its state, and interrupts where that is set."""
         machine = self.boot()
@@ -75,6 +116,7 @@ class State(Scenarios):
         state = machine.chip.get_ioapic_state()
         check_equal(hex(state.redirect_table[5]), hex(1 << 56 | 0x18045), "get_ioapic_state shows the entries")
 
+    @needs(IrqChipCap.IOAPIC)
     def test_ioapic_state_round_trip(self) -> None:
         """Redirection entries that are set take effect."""
         machine = self.boot()
@@ -144,13 +186,15 @@ class State(Scenarios):
         """A guest goes on in another machine, its processor's registers moved, too, and takes what was pending."""
         machine, other = self.boot(), self.boot()
         self.lab.leave_open("whether the PIC or the local APIC comes first", order_only=True)
-        machine.unmask_pics(5)
-        machine.pin(6, 0x46)
-        machine.pulse(5)
-        machine.pulse(6)
+        pending = [0x46]
+        machine.send_msi(0x46)
+        if machine.has(IrqChipCap.PIC):
+            machine.unmask_pics(5)
+            machine.pulse(5)
+            pending = [0x35, 0x46]
         other.cpu.take_over(machine.cpu)
         move(machine, other)
-        other.cpu.expect_all([0x35, 0x46], rule=MOVED, eoi=Eoi.LAPIC | Eoi.PRIMARY)
+        other.cpu.expect_all(pending, rule=MOVED, eoi=Eoi.LAPIC | Eoi.PRIMARY)
 
     def test_moved_masked_line(self) -> None:
         """A snapshot has the level of a line that is still asserted."""
@@ -226,10 +270,8 @@ class State(Scenarios):
                 for vcpu_id in range(2):
                     chip.set_lapic_state(vcpu_id, chip.get_lapic_state(vcpu_id))
                     chip.set_mp_state(vcpu_id, chip.get_mp_state(vcpu_id))
-                for select in PicSelect:
-                    chip.set_pic_state(select, chip.get_pic_state(select))
-                chip.set_ioapic_state(chip.get_ioapic_state())
-                chip.set_pit(chip.get_pit())
+                for _, get, put in controllers(chip):
+                    put(get())
         check(
             not spinning.done() and not asleep.done(),
             "reading and setting state interrupts no guest",
@@ -244,7 +286,7 @@ class State(Scenarios):
         machine = self.boot(vcpus=2)
         snapshot = machine.chip.snapshot(2)
         before = machine.fingerprint()
-        snapshot.pic_primary.imr ^= 0xFF
+        snapshot.lapics[0].regs[reg.TPR >> 4] ^= 0x30
         del snapshot.lapics[1]
         with refused(InvalidArgument, "restore refuses a snapshot with too few local APICs"):
             machine.chip.restore(snapshot, 2)
@@ -254,12 +296,50 @@ class State(Scenarios):
         """A snapshot of another kind of chip is refused, and changes nothing."""
         machine = self.boot()
         snapshot = machine.chip.snapshot(1)
-        snapshot.pic_primary.imr ^= 0xFF
+        snapshot.lapics[0].regs[reg.TPR >> 4] ^= 0x30
         snapshot.chip_specific = object()
         before = machine.fingerprint()
         with refused(IrqChipError, "restore refuses the chip-specific state of another backend"):
             machine.chip.restore(snapshot, 1)
         check(machine.fingerprint() == before, "a refused restore changes nothing", "it did")
+
+    def test_state_of_an_absent_controller(self) -> None:
+        """State of a controller that the chip does not have is refused as `Unsupported`, by the controller's name."""
+        chip = self.boot().chip
+        absent = [one for one in every_controller(chip) if not chip.check_capability(one[0])]
+        if not absent:
+            raise NotApplicable(ABSENT)
+        for capability, get, put in absent:
+            for what, call in (("read", get), ("set", lambda: put(FRESH[capability]()))):  # noqa: B023
+                rule = f"state of the {capability.value}, which the chip does not have, cannot be {what}"
+                try:
+                    call()
+                except Unsupported as error:
+                    check(capability.value in str(error), f"{rule}, and the error names it", f"it says {error}")
+                except Exception as error:
+                    check(False, f"{rule} (Unsupported)", f"it raised {type(error).__name__}: {error}")
+                else:
+                    check(False, f"{rule} (Unsupported)", "it was accepted")
+
+    def test_snapshot_has_the_controllers_of_the_chip(self) -> None:
+        """A snapshot has the state of each controller that the chip has, and of no other; `restore` refuses any other.
+
+        A refused one changes nothing.
+        """
+        machine = self.boot()
+        snapshot = machine.chip.snapshot(1)
+        snapshot.lapics[0].regs[reg.TPR >> 4] ^= 0x30
+        before = machine.fingerprint()
+        for name, capability in RECORDS.items():
+            claimed = machine.has(capability)
+            there = getattr(snapshot, name) is not None
+            check_equal(there, claimed, f"a snapshot has {name} exactly if the chip has capability {capability.value}")
+            damaged = evolve(snapshot)
+            setattr(damaged, name, None if claimed else FRESH[capability]())
+            what = f"a snapshot {'without' if claimed else 'with'} {name}"
+            with refused((WrongType, InvalidArgument), f"restore refuses {what}"):
+                machine.chip.restore(damaged, 1)
+            check(machine.fingerprint() == before, f"a refused restore of {what} changes nothing", "it did")
 
     def test_restore_without_the_vcpus(self) -> None:
         """A snapshot can be restored when its vCPUs were added, and not before."""

@@ -41,6 +41,7 @@ def start(cpu: GuestCpu, count: int, *, mode: int = ONE_SHOT, divide: int = DIVI
 
 def start_pit(cpu: GuestCpu, mode: int, count: int) -> None:
     """Program counter 0."""
+    cpu.machine.need(IrqChipCap.PIT)
     cpu.out(CONTROL, BOTH_BYTES | mode)
     cpu.out(COUNTER_0, count & 0xFF)
     cpu.out(COUNTER_0, count >> 8)
@@ -252,6 +253,7 @@ class PitTimer(Scenarios):
         cpu.out(CONTROL, READ_BACK_STATUS_0)
         check_equal(cpu.in_(COUNTER_0) & 0x3F, BOTH_BYTES | MODE_2, "read-back shows the PIT's control word")
 
+    @needs(IrqChipCap.PIT)
     def test_pit_speaker_port(self) -> None:
         """Port 0x61 gates counter 2 and shows its output."""
         machine = self.boot()
@@ -267,6 +269,7 @@ class PitTimer(Scenarios):
         cpu.out(SPEAKER, 1)
         until(lambda: cpu.in_(SPEAKER) & 0x20, machine.patience, "counter 2's output rises when its count is over")
 
+    @needs(IrqChipCap.PIT)
     def test_pit_counter_2_measures_time(self) -> None:
         """A count of counter 2 takes its time from the write to the rise of port 0x61, bit 5: kernels calibrate so."""
         machine = self.boot()
@@ -293,6 +296,7 @@ class PitTimer(Scenarios):
         until(measured, machine.patience, rule)
         check(min(times) >= due, rule, f"they took {min(times) / 1e6:.2f} ms")
 
+    @needs(IrqChipCap.PIT)
     def test_wide_access_to_the_pit(self) -> None:
         """An access of a word to the PIT is an access of a byte to each of its ports."""
         machine = self.boot()

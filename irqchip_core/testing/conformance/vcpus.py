@@ -146,7 +146,7 @@ class Waiting(Scenarios):
     def test_halted_vcpu_wakes_by_an_event(self) -> None:
         """An event wakes a halted vCPU, through the irq loop where the chip needs one."""
         machine = self.boot()
-        machine.pin(5, 0x45)
+        machine.connect(5, 0x45)
         event = machine.edge(5)
         done = machine.cpu.background(Operation.HALT)
         event.trigger()
@@ -189,7 +189,7 @@ class Waiting(Scenarios):
     def test_event_reaches_a_spinning_vcpu(self) -> None:
         """An event reaches a vCPU that executes and never exits by itself."""
         machine = self.boot()
-        machine.pin(5, 0x45)
+        machine.connect(5, 0x45)
         event = machine.edge(5)
         for _ in range(3):
             done = machine.cpu.background(Operation.SPIN)
@@ -217,7 +217,7 @@ class Waiting(Scenarios):
     def test_no_event_is_lost_at_sleep(self) -> None:
         """None of a hundred events is lost that are each signaled while the vCPU goes to sleep."""
         machine = self.boot()
-        machine.pin(5, 0x45)
+        machine.connect(5, 0x45)
         event = machine.edge(5)
         for _ in range(50):
             done = machine.cpu.background(Operation.HALT)
@@ -298,7 +298,7 @@ class AtTheSameTime(Scenarios):
     def test_event_registered_while_a_vcpu_runs(self) -> None:
         """An event registered while a vCPU executes reaches it."""
         machine = self.boot()
-        machine.pin(5, 0x45)
+        machine.connect(5, 0x45)
         done = machine.cpu.background(Operation.SPIN)
         until(machine.cpu.mailbox.result, machine.patience, "the guest executes")
         machine.edge(5).trigger()
@@ -307,7 +307,7 @@ class AtTheSameTime(Scenarios):
     def test_event_registered_while_a_vcpu_sleeps(self) -> None:
         """An event registered while a vCPU is halted reaches it."""
         machine = self.boot()
-        machine.pin(5, 0x45)
+        machine.connect(5, 0x45)
         done = machine.cpu.background(Operation.HALT)
         machine.edge(5).trigger()
         woken(machine.cpu, done, 0x45, "an event registered while a vCPU sleeps wakes it")
@@ -326,7 +326,7 @@ class AtTheSameTime(Scenarios):
     def test_events_come_and_go(self) -> None:
         """Registering and unregistering others, again and again, disturbs no event."""
         machine = self.boot()
-        machine.pin(5, 0x45)
+        machine.connect(5, 0x45)
         event = machine.edge(5)
         stop = threading.Event()
 
@@ -358,7 +358,7 @@ class AtTheSameTime(Scenarios):
         vectors = {5: 0x45, 6: 0x56}
         events = {}
         for gsi, vector in vectors.items():
-            machine.pin(gsi, vector)
+            machine.connect(gsi, vector)
             events[gsi] = machine.edge(gsi)
         for _ in range(20):
             for done in [on_thread(event.trigger) for event in events.values()]:

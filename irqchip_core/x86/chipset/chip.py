@@ -18,13 +18,13 @@ from irqchip_core.routes import RoutingTable
 from irqchip_core.x86.chipset.chipset import Chipset
 from irqchip_core.x86.counters import ChipCounters
 from irqchip_core.x86.finalization import Place
-from irqchip_core.x86.shared_chip import SharedIrqChip
+from irqchip_core.x86.shared_chip import PcIrqChip
 
 LAPIC_FREQUENCY = 1_000_000_000
 """Input clock of the local APICs' timers in Hz: the same as in KVM, so that a guest can move between the chips."""
 
 
-class ChipsetIrqChip(SharedIrqChip):
+class ChipsetIrqChip(PcIrqChip):
     """A chip with a chipset.
 
     Args:

@@ -23,7 +23,7 @@ from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, Irq
 from irqchip_core.hookspecs import Probe
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute, RoutingTable, default_routes
 from irqchip_core.vcpu import Vcpu, Vm
-from irqchip_core.x86.shared_chip import SharedIrqChip
+from irqchip_core.x86.shared_chip import PcIrqChip
 from irqchip_core.x86.state import LapicState
 from irqchip_kvm import Irqfds, KvmVm, VcpuSlots
 from irqchip_kvm.abi import PIT_SPEAKER_DUMMY, Cap
@@ -72,7 +72,7 @@ class _Routes:
         self.lock = threading.Lock()
 
 
-class KvmKernelIrqChip(SharedIrqChip):
+class KvmKernelIrqChip(PcIrqChip):
     """The chip in the kernel.
 
     Args:

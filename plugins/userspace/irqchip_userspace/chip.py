@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from irqchip_core.arguments import check_int, check_type
 from irqchip_core.bus import Bus
-from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
+from irqchip_core.chip import PC_CONTROLLERS, IrqChipCap, MPState, VcpuRunState
 from irqchip_core.clock import Clock
 from irqchip_core.errors import InvalidArgument, UnknownVcpu, Unsupported, WrongType
 from irqchip_core.exits import MsrExit
@@ -44,7 +44,7 @@ HYPERVISOR_MSRS = (IA32_APIC_BASE, IA32_TSC, IA32_TSC_ADJUST)
 
 
 def _capabilities(vm: Vm) -> frozenset[IrqChipCap]:
-    capabilities = {IrqChipCap.MP_STATE_GET_SET}
+    capabilities = {*PC_CONTROLLERS, IrqChipCap.MP_STATE_GET_SET}
     if vm.can_exit_on_msrs:
         capabilities.add(IrqChipCap.X2APIC)
         if vm.tsc_hz:
