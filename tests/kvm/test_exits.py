@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable
 
 import pytest
+from attrs import evolve
 
 from irqchip_core.errors import HypervisorError, InvalidArgument, Unsupported
 from irqchip_core.eventfd import Event
@@ -302,8 +303,21 @@ def test_a_queued_interrupt_is_told_until_the_guest_takes_it(vm: KvmVm) -> None:
     assert vcpu.run() == InterruptedExit()  # before it has executed anything
     assert vcpu.get_sregs().interrupt_bitmap == 0
     assert vcpu.queued_interrupt() == 0x61
+    vcpu.set_regs(evolve(vcpu.get_regs(), rflags=2))
+    vcpu.kick()
+    assert vcpu.run() == InterruptedExit()
+    assert vcpu.queued_interrupt() == 0x61  # IF does not tell
+    assert not vcpu.ready_for_interrupt()
+    vcpu.set_regs(evolve(vcpu.get_regs(), rflags=2 | 1 << 9))
     assert taken(vcpu) == 0x61  # its handler runs with IF clear
+    assert vcpu.queued_interrupt() == 0x61  # for all that can be found out during an access
+    vcpu.kick()
+    assert vcpu.complete_io() == InterruptedExit()
+    before = vcpu.get_regs(), vcpu.get_vcpu_events()
     assert vcpu.queued_interrupt() is None
+    assert (vcpu.get_regs(), vcpu.get_vcpu_events()) == before
+    assert not vcpu.ready_for_interrupt()
+    assert vcpu.run() == InterruptedExit()  # the kick is still there
 
 
 def test_readiness_is_known_from_one_run_until_the_host_sets_state(vm: KvmVm) -> None:

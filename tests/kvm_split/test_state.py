@@ -110,8 +110,10 @@ def test_a_vector_of_the_pics_that_kvm_has_but_not_the_guest_moves_along(entered
         assert machine.take(Eoi.PRIMARY) == 0x35  # a snapshot changes nothing
 
 
-def test_a_vector_of_the_pics_that_comes_after_an_nmi_is_in_the_snapshot() -> None:
-    with booted("kvm_split") as machine:
+@pytest.mark.parametrize("returned", [False, True])
+def test_a_vector_of_the_pics_that_comes_after_an_nmi_is_in_the_snapshot(returned: bool) -> None:
+    """Also when the NMI's handler has returned, with interrupts disabled."""
+    with booted("kvm_split") as machine, booted("kvm_split") as other:
         program_pics(machine.chip, primary_mask=0xFF & ~(1 << 5))
         program_ioapic(machine.chip, {})
         machine.sleep()
@@ -123,9 +125,17 @@ def test_a_vector_of_the_pics_that_comes_after_an_nmi_is_in_the_snapshot() -> No
         assert vcpu.queued_interrupt() == 0x35
         vcpu.inject_nmi()
         assert machine.cpu.run_into_handler() == NMI_VECTOR
-        assert stop(machine).chip_specific.pending_extint == 0x35
-        assert machine.take(Eoi.PRIMARY) == 0x35
-        assert stop(machine).chip_specific.pending_extint is None
+        if returned:
+            machine.cpu.in_(0x80)
+            assert not vcpu.get_vcpu_events().nmi_masked
+        snapshot = stop(machine)
+        assert snapshot.chip_specific.pending_extint == 0x35
+        if returned:
+            resume(machine, other, snapshot)
+        for each in (machine, other) if returned else (machine,):
+            assert each.take(Eoi.PRIMARY) == 0x35
+            assert stop(each).chip_specific.pending_extint is None
+            assert each.take_until_marker() == []
 
 
 def test_a_chip_that_goes_back_to_its_own_snapshot_gives_a_vector_once() -> None:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
+from attrs import evolve
+
 from irqchip_core.arguments import check_int, check_type
 from irqchip_core.chip import MPState
 from irqchip_core.errors import Closed, HypervisorError, InvalidArgument
@@ -49,6 +51,10 @@ _NOT_RUN_SINCE = 2
 _LVT_LINT0 = 0x350 // 16  # Intel SDM vol. 3, table 12-1
 _LVT_MASK_AND_MODE, _EXTINT = 1 << 16 | 7 << 8, 7 << 8  # mask and delivery mode (12.5.1)
 _APIC_GLOBAL_ENABLE = 1 << 11  # of IA32_APIC_BASE (12.4.3)
+
+_RFLAGS_IF = 1 << 9
+_COMPLETE = (abi.ExitReason.INTR, abi.ExitReason.IRQ_WINDOW_OPEN, abi.ExitReason.IOAPIC_EOI)
+"""Exits that wait for no access to be completed."""
 
 _MSRS_AT_ONCE = 255  # MAX_IO_MSRS of the kernel, less one
 
@@ -115,6 +121,7 @@ class KvmVcpu:
                 decoder = _decoder(reason)
                 return UnknownExit(reason) if decoder is None else decoder(self._run)
             if result == -errno.EINTR:
+                self._run_words[_EXIT_REASON_WORD] = abi.ExitReason.INTR  # KVM leaves the one before
                 if not self._completing:
                     self._kicked = False
                     self._run[abi.RUN_IMMEDIATE_EXIT] = 0  # only when it has had its effect, so that no kick is lost
@@ -348,8 +355,8 @@ class KvmVcpu:
         Until then the kernel keeps it (pending_userspace_extint) where no request can read it, so a snapshot reads
         it here. `get_sregs` shows it afterwards, while it is being delivered.
 
-        NMIs and SMIs come before it, and in their handlers the order cannot be found out. Then it counts as
-        queued still: an interrupt too many does less harm than one that never comes.
+        After an exit whose access is not complete (see `complete_io`), and while an exception or NMI is being
+        delivered, it counts as queued: an interrupt too many does less harm than one that never comes.
         """
         ready = self._run[abi.RUN_READY_FOR_INTERRUPT_INJECTION]
         if self._queued is not None and ready != _NOT_RUN_SINCE and (ready or self._has_begun_to_take()):
@@ -357,18 +364,37 @@ class KvmVcpu:
         return self._queued
 
     def _has_begun_to_take(self) -> bool:
-        """Whether the guest, which was ready for the queued vector and is not ready now, has executed since."""
+        """Whether the guest, which was ready for the queued vector and is not ready now, has taken it."""
         events = self.get_vcpu_events()
         if events.interrupt_injected:
             return True
-        if events.nmi_injected or events.nmi_masked or events.smi_smm:
-            return False
-        if events.interrupt_shadow or not self._run[abi.RUN_IF_FLAG]:
-            return True
-        if events.exception_injected or events.exception_pending:
-            return True
         lint0 = self.get_lapic_state().regs[_LVT_LINT0]
-        return lint0 & _LVT_MASK_AND_MODE != _EXTINT and self.apic_base & _APIC_GLOBAL_ENABLE != 0
+        if lint0 & _LVT_MASK_AND_MODE != _EXTINT and self.apic_base & _APIC_GLOBAL_ENABLE != 0:
+            return True
+        delivers = events.exception_injected or events.exception_pending or events.nmi_injected
+        return not delivers and self._run_words[_EXIT_REASON_WORD] in _COMPLETE and self._is_ready_unblocked(events)
+
+    def _is_ready_unblocked(self, events: VcpuEvents) -> bool:
+        """Whether the guest would be ready for an interrupt if IF and shadow did not block it.
+
+        What executed since does not tell: NMIs come before a queued interrupt, and may return with IF cleared.
+        """
+        run, known, flag = self._run, self._readiness_known, self._run[abi.RUN_IF_FLAG]
+        regs, change = self.get_regs(), {"flags": abi.VCPUEVENT_VALID_SHADOW}
+        run[abi.RUN_IMMEDIATE_EXIT] = 1  # KVM_RUN executes nothing, and updates the readiness
+        try:
+            self.set_regs(evolve(regs, rflags=regs.rflags | _RFLAGS_IF))
+            self.set_vcpu_events(evolve(events, interrupt_shadow=0, **change))
+            self._try_call(_KVM_RUN)
+            return run[abi.RUN_READY_FOR_INTERRUPT_INJECTION] == 1
+        finally:
+            self.set_regs(regs)
+            self.set_vcpu_events(evolve(events, **change))
+            self._readiness_known = known
+            run[abi.RUN_IF_FLAG], run[abi.RUN_READY_FOR_INTERRUPT_INJECTION] = flag, 0
+            run[abi.RUN_IMMEDIATE_EXIT] = 0
+            if self._kicked:  # as in complete_io()
+                run[abi.RUN_IMMEDIATE_EXIT] = 1
 
     def inject_nmi(self) -> None:
         """Inject an NMI (KVM_NMI). While one is handled one more is held, otherwise two; further ones are coalesced."""
