@@ -1,7 +1,7 @@
 """State records of the x86 controllers: plain data, the same for every chip.
 
 They hold what KVM_GET_IRQCHIP, KVM_GET_LAPIC and KVM_GET_PIT2 hold, so a guest can move from one chip to
-another. The binary layouts are in `kvm_layout`. The metadata of a field has the values it can hold; `state_checks`
+another. The metadata of a field has the values it can hold; `state_checks`
 refuses all others.
 """
 

@@ -11,7 +11,6 @@ import pytest
 
 from irqchip_core.errors import InvalidArgument, WrongType
 from irqchip_core.x86.effects import TimerRose, WakeAt
-from irqchip_core.x86.kvm_layout import pit_from_kvm, pit_to_kvm
 from irqchip_core.x86.lapic_timer import SHORTEST_PERIOD
 from irqchip_core.x86.pit import FREQUENCY, Pit
 from irqchip_core.x86.state import PitChannelState, PitCounting, PitRwMode, PitRwState, PitState
@@ -484,16 +483,6 @@ def test_the_speaker_is_saved() -> None:
     pit = programmed(0x36, 100, 0)
     pit.write(SPEAKER, 1, 0x03, at(1))
     assert Pit.from_state(pit.state(at(2)), at(2)).read(SPEAKER, 1, at(2)) & 0x03 == 0x03
-
-
-def test_a_record_through_kvms_layout_starts_its_count_anew() -> None:
-    pit = programmed(0x34, 0x34, 0x12, counter=0)
-    record = pit_from_kvm(pit_to_kvm(pit.state(at(500))))
-    assert record.channels[0].counting is None
-    restored = Pit.from_state(record, 0)
-    assert restored.next_rising_edge(0) == at(1 + 0x1234)
-    assert [restored.read(0x40, 1, at(1)), restored.read(0x40, 1, at(1))] == [0x34, 0x12]
-    assert restored.state(at(1)).channels[1].rw_mode == PitRwMode.NONE
 
 
 @pytest.mark.parametrize(

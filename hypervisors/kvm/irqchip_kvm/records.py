@@ -1,6 +1,6 @@
 """Between KVM's structures and the records of irqchip_core: bytes in and out, no calls.
 
-The layouts of the interrupt controllers are in ``irqchip_core.x86.kvm_layout``.
+The layouts of the interrupt controllers are in `kvm_layout`.
 """
 
 from __future__ import annotations

@@ -19,10 +19,9 @@ from irqchip_core.chip import MPState
 from irqchip_core.errors import Closed, HypervisorError, InvalidArgument
 from irqchip_core.exits import Exit, MsrExit, UnknownExit
 from irqchip_core.registers import CpuidEntry, Regs, Sregs
-from irqchip_core.x86 import kvm_layout
 from irqchip_core.x86.lapic_registers import IA32_TSC, IA32_TSC_ADJUST
 from irqchip_core.x86.state import LapicState
-from irqchip_kvm import abi, records
+from irqchip_kvm import abi, kvm_layout, records
 from irqchip_kvm.exits import DECODERS, INTERRUPTED
 from irqchip_kvm.ioctl import Buffer, Handle, address_of, buffer, this_thread
 from irqchip_kvm.problems import failure

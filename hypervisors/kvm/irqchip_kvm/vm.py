@@ -17,10 +17,9 @@ from irqchip_core.errors import InvalidArgument, Unsupported
 from irqchip_core.eventfd import Event
 from irqchip_core.registers import CpuidEntry
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute
-from irqchip_core.x86 import kvm_layout
 from irqchip_core.x86.lapic_registers import IA32_TSC, IA32_TSC_ADJUST
 from irqchip_core.x86.state import IoapicState, PicSelect, PicState, PitState
-from irqchip_kvm import abi, records
+from irqchip_kvm import abi, kvm_layout, records
 from irqchip_kvm.abi import Cap
 from irqchip_kvm.ioctl import Buffer, Handle, address_of, anonymous_pages, buffer
 from irqchip_kvm.problems import failure

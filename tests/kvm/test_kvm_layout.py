@@ -11,16 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from irqchip_core.errors import InvalidArgument
-from irqchip_core.x86.kvm_layout import (
-    ioapic_from_kvm,
-    ioapic_to_kvm,
-    lapic_from_kvm,
-    lapic_to_kvm,
-    pic_from_kvm,
-    pic_to_kvm,
-    pit_from_kvm,
-    pit_to_kvm,
-)
+from irqchip_core.x86.pit import Pit
 from irqchip_core.x86.state import (
     IoapicState,
     LapicState,
@@ -31,6 +22,17 @@ from irqchip_core.x86.state import (
     PitRwState,
     PitState,
 )
+from irqchip_kvm.kvm_layout import (
+    ioapic_from_kvm,
+    ioapic_to_kvm,
+    lapic_from_kvm,
+    lapic_to_kvm,
+    pic_from_kvm,
+    pic_to_kvm,
+    pit_from_kvm,
+    pit_to_kvm,
+)
+from tests.x86.test_pit import at, programmed
 
 
 def unsigned(bits: int) -> st.SearchStrategy[int]:
@@ -129,3 +131,13 @@ def test_records_that_do_not_fit_are_refused() -> None:
     for convert, state in cases:
         with pytest.raises(InvalidArgument):
             convert(state)
+
+
+def test_a_record_through_kvms_layout_starts_its_count_anew() -> None:
+    pit = programmed(0x34, 0x34, 0x12, counter=0)
+    record = pit_from_kvm(pit_to_kvm(pit.state(at(500))))
+    assert record.channels[0].counting is None
+    restored = Pit.from_state(record, 0)
+    assert restored.next_rising_edge(0) == at(1 + 0x1234)
+    assert [restored.read(0x40, 1, at(1)), restored.read(0x40, 1, at(1))] == [0x34, 0x12]
+    assert restored.state(at(1)).channels[1].rw_mode == PitRwMode.NONE
