@@ -11,10 +11,10 @@ from itertools import count
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86.destinations import Destinations
 from irqchip_core.x86.ioapic import IOREGSEL, IOWIN, Ioapic
-from irqchip_core.x86.lapic import Lapic
+from irqchip_core.x86.lapic import registers as reg
+from irqchip_core.x86.lapic.lapic import Lapic
 from irqchip_core.x86.msi import LEVEL, LOGICAL, LOWEST_PRIORITY, Message, decode_msi
 
 VECTOR = 0x45

@@ -2,6 +2,6 @@
 
 import sys
 
-from irqchip_core.cli import main
+from irqchip_core.cli.main import main
 
 sys.exit(main())

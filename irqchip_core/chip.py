@@ -29,9 +29,9 @@ from irqchip_core.events import (
     IrqEventToken,
     IrqLevelEvent,
 )
+from irqchip_core.hypervisor.vcpu import Vcpu
 from irqchip_core.observers import ChipObservers
 from irqchip_core.routes import IrqRoute
-from irqchip_core.vcpu import Vcpu
 
 
 class IrqChipCap(enum.Enum):

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from irqchip_core.chip import IrqChip, IrqChipCap
     from irqchip_core.clock import VirtualClock
     from irqchip_core.events import IrqEventIndex, IrqEventSource
+    from irqchip_core.hypervisor.vcpu import Vm
     from irqchip_core.routes import IrqRoute
-    from irqchip_core.vcpu import Vm
 
 API_VERSION = 1
 """Version of everything in this module and of the contract. A plugin states the one it was written for."""

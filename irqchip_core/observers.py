@@ -25,7 +25,7 @@ from typing_extensions import ParamSpec
 
 from irqchip_core.errors import InvalidArgument, PluginError, TimedOut
 from irqchip_core.hook_manager import HookManager
-from irqchip_core.loading import run_with_timeout, time_limit
+from irqchip_core.plugins.loading import run_with_timeout, time_limit
 
 _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")

@@ -13,11 +13,11 @@ from irqchip_core.arguments import check_type
 from irqchip_core.chip import IrqChip, IrqChipCap
 from irqchip_core.errors import InvalidArgument, NothingSuitable, WrongType
 from irqchip_core.hookspecs import Backend, Probe, irqchip_created
-from irqchip_core.lookup import absent, named
-from irqchip_core.offers import BackendOffer, inside_a_backend
-from irqchip_core.plugins import Plugins, installed
-from irqchip_core.vcpu import Vm
-from irqchip_core.vms import HYPERVISOR_VARIABLE, Vms, asked_for, create_vm, find_hypervisor
+from irqchip_core.hypervisor.vcpu import Vm
+from irqchip_core.plugins.discovery import Plugins, installed
+from irqchip_core.plugins.lookup import absent, named
+from irqchip_core.plugins.offers import BackendOffer, inside_a_backend
+from irqchip_core.plugins.vms import HYPERVISOR_VARIABLE, Vms, asked_for, create_vm, find_hypervisor
 
 __all__ = [
     "BACKEND_VARIABLE",

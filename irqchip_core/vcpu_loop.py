@@ -27,7 +27,7 @@ from typing_extensions import override
 
 from irqchip_core.bus import Bus
 from irqchip_core.chip import VcpuRunState
-from irqchip_core.exits import (
+from irqchip_core.hypervisor.exits import (
     Exit,
     FailEntryExit,
     HltExit,
@@ -43,7 +43,7 @@ from irqchip_core.exits import (
     SystemEventExit,
     UnknownExit,
 )
-from irqchip_core.vcpu import VcpuX86_64
+from irqchip_core.hypervisor.vcpu import VcpuX86_64
 from irqchip_core.x86.chip import IrqChipX86_64
 
 KICK_SECONDS = 0.2
@@ -53,7 +53,7 @@ _INTERRUPTED = VcpuRunState.INTERRUPTED
 
 
 class VcpuMaker(Protocol):
-    """A VM (`irqchip_core.vcpu.Vm`), as far as a loop needs it."""
+    """A VM (`irqchip_core.hypervisor.vcpu.Vm`), as far as a loop needs it."""
 
     def create_vcpu(self, vcpu_id: int) -> VcpuX86_64: ...
 

@@ -29,8 +29,8 @@ from irqchip_core.irq_loop import IrqLoop
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute, default_routes
 from irqchip_core.selection import create_irqchip
 from irqchip_core.testing import FakeVcpu, FakeVm
-from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86.chip import IrqChipX86_64
+from irqchip_core.x86.lapic import registers as reg
 from irqchip_core.x86.state import LAPIC_BASE
 
 SOURCE = IrqEventSource(PlatformDeviceId.DEBUG_CONSOLE, 0, "benchmark")

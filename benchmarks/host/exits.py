@@ -20,9 +20,9 @@ from benchmarks.limits import NO_COMPILER, bare_ioctl, descriptor, in_c, library
 from benchmarks.measuring import IOCTL, OURS, Row, in_turn, timed
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Access, Bus, BusDevice
-from irqchip_core.exits import Exit, IoExit, MmioExit, MsrExit
+from irqchip_core.hypervisor.exits import Exit, IoExit, MmioExit, MsrExit
+from irqchip_core.hypervisor.vcpu import VcpuX86_64, Vm
 from irqchip_core.testing import FakeVcpu, FakeVm
-from irqchip_core.vcpu import VcpuX86_64, Vm
 from irqchip_core.vcpu_loop import VcpuLoop
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.cpuid import vcpu_cpuid

@@ -9,9 +9,9 @@ from attrs import frozen
 
 from benchmarks.measuring import Row
 from irqchip_core.errors import IrqChipError
+from irqchip_core.hypervisor.vcpu import Vm
 from irqchip_core.selection import create_irqchip, create_vm
 from irqchip_core.testing import FakeVm
-from irqchip_core.vcpu import Vm
 from irqchip_core.x86.chip import IrqChipX86_64
 
 KVM_CHIPS = ("kvm_kernel", "kvm_split", "userspace")

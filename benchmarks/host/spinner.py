@@ -12,11 +12,11 @@ from typing import Self
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus
 from irqchip_core.events import IrqEdgeEvent, IrqEventSource, PlatformDeviceId
+from irqchip_core.hypervisor.registers import Regs
+from irqchip_core.hypervisor.vcpu import VcpuX86_64, Vm
 from irqchip_core.irq_loop import IrqLoop
-from irqchip_core.registers import Regs
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute
 from irqchip_core.testing import agent
-from irqchip_core.vcpu import VcpuX86_64, Vm
 from irqchip_core.vcpu_loop import VcpuThread, stop_vcpus
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.cpuid import vcpu_cpuid

@@ -9,8 +9,8 @@ import enum
 import importlib.resources
 import struct
 
-from irqchip_core.registers import DescriptorTable, Regs, Segment
-from irqchip_core.vcpu import VcpuX86_64
+from irqchip_core.hypervisor.registers import DescriptorTable, Regs, Segment
+from irqchip_core.hypervisor.vcpu import VcpuX86_64
 
 MEMORY = 0x40000
 """Bytes of guest memory it needs, at address 0."""

@@ -12,12 +12,12 @@ from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus
 from irqchip_core.chip import IrqChipCap, MPState
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent, PlatformDeviceId
+from irqchip_core.hypervisor.vcpu import Vm
 from irqchip_core.irq_loop import IrqLoop
 from irqchip_core.routes import IrqRoute
 from irqchip_core.testing import agent
 from irqchip_core.testing.guest_cpu import GuestCpu
 from irqchip_core.testing.verdict import Nonconforming, NotApplicable, not_claimed
-from irqchip_core.vcpu import Vm
 from irqchip_core.x86 import msi
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.cpuid import vcpu_cpuid

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Sequence
 from typing import Self
 
 from irqchip_core.clock import Clock, MonotonicClock
-from irqchip_core.exits import Exit, InterruptedExit, MsrExit
-from irqchip_core.registers import CpuidEntry, Regs, Sregs
-from irqchip_core.x86.lapic_registers import IA32_APIC_BASE, IA32_TSC
+from irqchip_core.hypervisor.exits import Exit, InterruptedExit, MsrExit
+from irqchip_core.hypervisor.registers import CpuidEntry, Regs, Sregs
+from irqchip_core.x86.lapic.registers import IA32_APIC_BASE, IA32_TSC
 
 APIC_BASE_RESET = 0xFEE00900
 
 
 class FakeVcpu:
-    """Implements `irqchip_core.vcpu.VcpuX86_64`. Attributes are set and looked at by the test.
+    """Implements `irqchip_core.hypervisor.vcpu.VcpuX86_64`. Attributes are set and looked at by the test.
 
     Attributes:
         ready: Whether an external interrupt can be injected.
@@ -131,7 +131,7 @@ class FakeVcpu:
 
 
 class FakeVm:
-    """Implements `irqchip_core.vcpu.Vm`.
+    """Implements `irqchip_core.hypervisor.vcpu.Vm`.
 
     Attributes:
         msrs: The MSRs whose accesses are reported as exits.

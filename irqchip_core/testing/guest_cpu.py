@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from irqchip_core.exits import Exit, IoExit
+from irqchip_core.hypervisor.exits import Exit, IoExit
+from irqchip_core.hypervisor.vcpu import VcpuX86_64
 from irqchip_core.testing import agent
 from irqchip_core.testing.agent import Operation
 from irqchip_core.testing.verdict import Nonconforming, NotApplicable, check, difference, vectors
-from irqchip_core.vcpu import VcpuX86_64
 from irqchip_core.vcpu_loop import VcpuLoop
-from irqchip_core.x86 import lapic_registers as reg
+from irqchip_core.x86.lapic import registers as reg
 from irqchip_core.x86.state import LAPIC_BASE
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from attrs import define, field
 
 from irqchip_core.chip import IrqChip, IrqChipCap
+from irqchip_core.hypervisor.vcpu import Vm
 from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.patience import Patience
 from irqchip_core.testing.verdict import Nonconforming, NotApplicable, not_claimed
-from irqchip_core.vcpu import Vm
 from irqchip_core.x86.chip import IrqChipX86_64
 
 SLOW = 1.0

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 from irqchip_core.arguments import check_int, check_type
 from irqchip_core.chip import IrqChip, IrqChipCap
 from irqchip_core.errors import Unsupported
-from irqchip_core.exits import MsrExit
-from irqchip_core.vcpu import Vcpu, VcpuX86_64
+from irqchip_core.hypervisor.exits import MsrExit
+from irqchip_core.hypervisor.vcpu import Vcpu, VcpuX86_64
 from irqchip_core.x86.counters import ChipCounters
 from irqchip_core.x86.state import ChipSnapshot, IoapicState, LapicState, PicSelect, PicState, PitState
 from irqchip_core.x86.state_checks import check_snapshot

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from attrs import frozen
 
-from irqchip_core.x86.lapic_core import LapicCore
+from irqchip_core.x86.lapic.core import LapicCore
 
 
 @frozen

@@ -19,7 +19,7 @@ from attrs import evolve
 
 from irqchip_core.arguments import check_int
 from irqchip_core.chip import IrqChipCap
-from irqchip_core.registers import CpuidEntry
+from irqchip_core.hypervisor.registers import CpuidEntry
 from irqchip_core.x86.chip import IrqChipX86_64
 
 MAX_XAPIC_ID = 254  # 255 is the broadcast address

@@ -8,8 +8,8 @@ resolved when it is first used, and all are dropped when such a register changes
 from __future__ import annotations
 
 from irqchip_core.errors import InvalidArgument
-from irqchip_core.x86 import lapic_registers as reg
-from irqchip_core.x86.lapic_core import IGNORED, LapicCore
+from irqchip_core.x86.lapic import registers as reg
+from irqchip_core.x86.lapic.core import IGNORED, LapicCore
 from irqchip_core.x86.msi import (
     ALL_EXCLUDING_SELF,
     BROADCAST,

@@ -10,7 +10,7 @@ Left out: the NMI bits of port 0x61 read 0.
 from __future__ import annotations
 
 from irqchip_core.x86.effects import Effects, TimerRose, WakeAt
-from irqchip_core.x86.lapic_timer import SHORTEST_PERIOD
+from irqchip_core.x86.lapic.timer import SHORTEST_PERIOD
 from irqchip_core.x86.pit_counter import CONTROL_ACCESS, CONTROL_ACCESS_SHIFT, CONTROL_SELECT_SHIFT, Counter
 from irqchip_core.x86.state import KVM_PIT_FLAGS_SPEAKER_DATA_ON, PIT_WIRED_GATES, PitState
 from irqchip_core.x86.state_checks import check_pit

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from irqchip_core.exits import InterruptedExit
-from irqchip_core.registers import DescriptorTable, Regs, Segment, Sregs
-from irqchip_core.vcpu import VcpuX86_64
-from irqchip_core.x86 import lapic_registers as reg
+from irqchip_core.hypervisor.exits import InterruptedExit
+from irqchip_core.hypervisor.registers import DescriptorTable, Regs, Segment, Sregs
+from irqchip_core.hypervisor.vcpu import VcpuX86_64
 from irqchip_core.x86.chip import IrqChipX86_64
+from irqchip_core.x86.lapic import registers as reg
 
 _MODES = {reg.LVT_LINT0: reg.LVT_EXTINT, reg.LVT_LINT1: reg.LVT_NMI}
 

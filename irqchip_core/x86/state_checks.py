@@ -17,7 +17,7 @@ from attrs import fields, has
 from irqchip_core.arguments import check_int, check_type
 from irqchip_core.chip import IrqChipCap, MPState
 from irqchip_core.errors import InvalidArgument
-from irqchip_core.x86 import lapic_registers as reg
+from irqchip_core.x86.lapic import registers as reg
 from irqchip_core.x86.state import (
     ELCR_MASKS,
     MODE_UNKNOWN,

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from irqchip_core.hypervisor.vcpu import Vm
 from irqchip_core.selection import create_irqchip, create_vm
-from irqchip_core.vcpu import Vm
 from irqchip_core.x86.chip import IrqChipX86_64
 from tests.chips.machine import Machine
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from irqchip_core.hypervisor.vcpu import VcpuX86_64, Vm
 from irqchip_core.routes import IrqRoute
 from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.guest_cpu import Eoi
-from irqchip_core.vcpu import VcpuX86_64, Vm
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.state import IoapicState, PicSelect, PicState
 

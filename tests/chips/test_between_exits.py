@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from irqchip_core.exits import IoExit
+from irqchip_core.hypervisor.exits import IoExit
+from irqchip_core.hypervisor.vcpu import Vm
 from irqchip_core.testing import agent
 from irqchip_core.testing.agent import Operation
 from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.guest_cpu import SPURIOUS_VECTOR
-from irqchip_core.vcpu import Vm
-from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86.chip import IrqChipX86_64
+from irqchip_core.x86.lapic import registers as reg
 from irqchip_core.x86.state import LAPIC_BASE
 from irqchip_kvm import KvmVcpu
 

@@ -12,10 +12,10 @@ from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus
 from irqchip_core.chip import MPState, VcpuRunState
 from irqchip_core.errors import HypervisorError
-from irqchip_core.exits import Exit, HltExit, InterruptedExit, IoExit, MmioExit, MsrExit
-from irqchip_core.registers import Regs, Segment
+from irqchip_core.hypervisor.exits import Exit, HltExit, InterruptedExit, IoExit, MmioExit, MsrExit
+from irqchip_core.hypervisor.registers import Regs, Segment
+from irqchip_core.hypervisor.vcpu import VcpuX86_64
 from irqchip_core.selection import create_irqchip, create_vm
-from irqchip_core.vcpu import VcpuX86_64
 from irqchip_core.x86.chip import IrqChipX86_64
 
 pytestmark = pytest.mark.usefixtures("no_leaks")

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from irqchip_core.chip import MPState
+from irqchip_core.hypervisor.vcpu import Vm
 from irqchip_core.testing import agent
 from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.conformance.ipis import command
 from irqchip_core.testing.guest_cpu import NMI_VECTOR
-from irqchip_core.vcpu import Vm
 from irqchip_core.x86 import msi
 from irqchip_core.x86.chip import IrqChipX86_64
 

@@ -9,7 +9,7 @@ import pytest
 
 from irqchip_core.bus import Bus
 from irqchip_core.chip import MPState, VcpuRunState
-from irqchip_core.exits import IoExit
+from irqchip_core.hypervisor.exits import IoExit
 from irqchip_core.vcpu_loop import VcpuLoop
 from irqchip_vmm import Machine, Outcome, load_file
 from tests.chips.test_init import CODE, Pair

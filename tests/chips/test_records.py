@@ -17,7 +17,7 @@ from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus
 from irqchip_core.chip import MPState
 from irqchip_core.errors import InvalidArgument, WrongType
-from irqchip_core.vcpu import VcpuX86_64, Vm
+from irqchip_core.hypervisor.vcpu import VcpuX86_64, Vm
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.state import IOAPIC_BASE, LAPIC_BASE, PicInitState, PicSelect, PitRwMode, PitRwState
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 from irqchip_core.bus import Bus
 from irqchip_core.chip import IrqChipCap
 from irqchip_core.errors import Unsupported
+from irqchip_core.hypervisor.vcpu import Vm
 from irqchip_core.routes import X86_PINS, IrqRoute, IrqSourceChip, MsiSource, RoutingTable
-from irqchip_core.vcpu import Vm
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.chipset.devices import IoapicPage, PicPorts, PitPorts
 from irqchip_core.x86.finalization import Place

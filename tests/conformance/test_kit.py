@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from irqchip_core import cli
 from irqchip_core.chip import IrqChip, IrqChipCap
+from irqchip_core.cli import main as cli
 from irqchip_core.errors import InvalidArgument
+from irqchip_core.hypervisor.vcpu import Vm
 from irqchip_core.selection import create_irqchip, create_vm
 from irqchip_core.testing.conformance import Conformance, Nonconforming, NotApplicable
 from irqchip_core.testing.conformance.edge_events import ONCE
@@ -27,7 +28,6 @@ from irqchip_core.testing.conformance.results import Results
 from irqchip_core.testing.conformance.runner import catalog
 from irqchip_core.testing.lab import Lab
 from irqchip_core.testing.verdict import check_equal, difference, refused, until
-from irqchip_core.vcpu import Vm
 
 MINE = """
 from irqchip_core.testing.conformance import Conformance

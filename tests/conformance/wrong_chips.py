@@ -19,9 +19,8 @@ from irqchip_core.errors import HypervisorError, InvalidArgument, InvalidRoute, 
 from irqchip_core.event_table import EventSlot, EventTable
 from irqchip_core.eventfd import Event
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
+from irqchip_core.hypervisor.vcpu import Vcpu, Vm
 from irqchip_core.routes import IrqRoute, MsiSource
-from irqchip_core.vcpu import Vcpu, Vm
-from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86 import msi
 from irqchip_core.x86.chipset.chipset import Chipset
 from irqchip_core.x86.chipset.lines import Lines
@@ -30,10 +29,11 @@ from irqchip_core.x86.effects import DriveLine, DrivePin, Effects, Resample
 from irqchip_core.x86.finalization import Place
 from irqchip_core.x86.ioapic import MASKED as ENTRY_MASKED
 from irqchip_core.x86.ioapic import Ioapic
-from irqchip_core.x86.lapic import Lapic
-from irqchip_core.x86.lapic_core import IGNORED, LapicCore
-from irqchip_core.x86.lapic_events import PendingEvents
-from irqchip_core.x86.lapic_registers import IA32_APIC_BASE
+from irqchip_core.x86.lapic import registers as reg
+from irqchip_core.x86.lapic.core import IGNORED, LapicCore
+from irqchip_core.x86.lapic.events import PendingEvents
+from irqchip_core.x86.lapic.lapic import Lapic
+from irqchip_core.x86.lapic.registers import IA32_APIC_BASE
 from irqchip_core.x86.msi import Message
 from irqchip_core.x86.pic import Pic
 from irqchip_core.x86.pit import Pit

@@ -15,8 +15,8 @@ from irqchip_core.event_table import EventTable
 from irqchip_core.eventfd import Event
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqEventToken, IrqLevelEvent
 from irqchip_core.hookspecs import irqchip_event_registered, irqchip_event_unregistered, irqchip_routes_changed
+from irqchip_core.hypervisor.vcpu import Vcpu
 from irqchip_core.routes import IrqRoute
-from irqchip_core.vcpu import Vcpu
 
 
 class TableChip(IrqChip):

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from irqchip_core.bus import Access, Bus, BusDevice
 from irqchip_core.chip import VcpuRunState
-from irqchip_core.exits import (
+from irqchip_core.hypervisor.exits import (
     Exit,
     FailEntryExit,
     HltExit,
@@ -27,8 +27,8 @@ from irqchip_core.exits import (
     SystemEventExit,
     UnknownExit,
 )
+from irqchip_core.hypervisor.vcpu import VcpuX86_64
 from irqchip_core.testing import FakeVcpu, FakeVm
-from irqchip_core.vcpu import VcpuX86_64
 from irqchip_core.vcpu_loop import VcpuLoop, VcpuThread, stop_vcpus
 from irqchip_core.x86.chip import IrqChipX86_64
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import random
 
-from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86.counters import vector_counts
 from irqchip_core.x86.destinations import Destinations
 from irqchip_core.x86.effects import ApicBaseChanged, Effects, EoiBroadcast, WakeAt
-from irqchip_core.x86.lapic import Lapic
-from irqchip_core.x86.lapic_core import COALESCED, DELIVERED, IGNORED, NO_VECTOR
+from irqchip_core.x86.lapic import registers as reg
+from irqchip_core.x86.lapic.core import COALESCED, DELIVERED, IGNORED, NO_VECTOR
+from irqchip_core.x86.lapic.lapic import Lapic
 from irqchip_core.x86.msi import Message, decode_msi
 from tests.fuzz.apic_fuzzer import Fuzzer, any_value, play_of
 from tests.fuzz.beside import beside

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from irqchip_core.exits import Exit, InterruptedExit, IoExit
-from irqchip_core.registers import Regs
+from irqchip_core.hypervisor.exits import Exit, InterruptedExit, IoExit
+from irqchip_core.hypervisor.registers import Regs
 from irqchip_kvm import KvmVcpu, KvmVm
 
 CODE = 0x1000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from irqchip_core.errors import Closed, HypervisorError
-from irqchip_core.exits import HltExit, InterruptedExit, IoExit, MmioExit
+from irqchip_core.hypervisor.exits import HltExit, InterruptedExit, IoExit, MmioExit
 from irqchip_kvm import KvmVm
 from irqchip_kvm.abi import Request
 

@@ -10,7 +10,7 @@ from attrs import evolve
 
 from irqchip_core.errors import HypervisorError, InvalidArgument, Unsupported
 from irqchip_core.eventfd import Event
-from irqchip_core.exits import (
+from irqchip_core.hypervisor.exits import (
     Exit,
     FailEntryExit,
     HltExit,

@@ -12,7 +12,7 @@ import pytest
 
 from irqchip_core.errors import Closed, EventInUse, HypervisorError, InvalidArgument, InvalidRoute, WrongType
 from irqchip_core.eventfd import Event
-from irqchip_core.exits import HltExit, IoExit, MmioExit
+from irqchip_core.hypervisor.exits import HltExit, IoExit, MmioExit
 from irqchip_core.routes import GSI_COUNT, IrqRoute, IrqSourceChip, PinSource, default_routes
 from irqchip_kvm import Cap, KvmVcpu, KvmVm
 from irqchip_kvm.ioctl import Handle

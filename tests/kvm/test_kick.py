@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from irqchip_core.errors import Closed, HypervisorError
-from irqchip_core.exits import InterruptedExit, IoExit
+from irqchip_core.hypervisor.exits import InterruptedExit, IoExit
 from irqchip_kvm import KvmVcpu, KvmVm
 
 from .guest import (
@@ -244,7 +244,7 @@ except Unsupported as error:
 def test_a_forked_child_can_kick_its_own_vcpus() -> None:
     script = """
 import os, threading
-from irqchip_core.exits import InterruptedExit
+from irqchip_core.hypervisor.exits import InterruptedExit
 from irqchip_kvm import Kvm
 
 def make():

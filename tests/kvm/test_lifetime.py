@@ -14,8 +14,8 @@ import pytest
 import irqchip_kvm.vcpu
 import irqchip_kvm.vm
 from irqchip_core.errors import Closed, HypervisorError, InvalidArgument, WrongType
-from irqchip_core.exits import IoExit, MmioExit
-from irqchip_core.vcpu import VcpuX86_64, Vm
+from irqchip_core.hypervisor.exits import IoExit, MmioExit
+from irqchip_core.hypervisor.vcpu import VcpuX86_64, Vm
 from irqchip_kvm import Kvm, KvmVcpu, KvmVm
 
 from .guest import COUNT_FOREVER, HALT, OUT_FOREVER, PATIENCE, Runner, real_mode, run_until_exit

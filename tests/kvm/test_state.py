@@ -10,8 +10,8 @@ import pytest
 
 from irqchip_core.chip import MPState
 from irqchip_core.errors import HypervisorError, InvalidArgument, Unsupported, WrongType
-from irqchip_core.exits import HltExit, InterruptedExit, IoapicEoiExit
-from irqchip_core.registers import CpuidEntry, Regs
+from irqchip_core.hypervisor.exits import HltExit, InterruptedExit, IoapicEoiExit
+from irqchip_core.hypervisor.registers import CpuidEntry, Regs
 from irqchip_core.routes import IrqRoute
 from irqchip_core.x86.state import PicInitState, PicSelect, PicState, PitRwMode
 from irqchip_kvm import Cap, Kvm, KvmVm, abi

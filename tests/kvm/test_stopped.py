@@ -11,7 +11,7 @@ import pytest
 
 import irqchip_kvm.vcpu
 from irqchip_core.errors import Closed, HypervisorError
-from irqchip_core.exits import InterruptedExit, IoExit
+from irqchip_core.hypervisor.exits import InterruptedExit, IoExit
 from irqchip_kvm import KvmVcpu, KvmVm
 
 from .guest import COUNT_FOREVER, ENDLESS, OUT_FOREVER, PATIENCE, long_mode_taker, real_mode, running

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus
 from irqchip_core.chip import IrqChipCap
-from irqchip_core.cli import main
+from irqchip_core.cli.main import main
 from irqchip_core.events import IrqEventSource, IrqLevelEvent, PlatformDeviceId
-from irqchip_core.exits import InterruptedExit
+from irqchip_core.hypervisor.exits import InterruptedExit
 from irqchip_core.routes import IrqRoute
 from irqchip_core.testing import FakeClock
 from irqchip_kvm import Kvm, KvmVm

@@ -12,7 +12,7 @@ import pytest
 from irqchip_core.chip import MPState
 from irqchip_core.errors import HypervisorError
 from irqchip_core.events import IrqEdgeEvent, IrqEventSource, IrqLevelEvent, PlatformDeviceId
-from irqchip_core.exits import InterruptedExit
+from irqchip_core.hypervisor.exits import InterruptedExit
 from irqchip_core.routes import IrqRoute
 from irqchip_core.testing.guest_cpu import Eoi
 from irqchip_core.testing.verdict import NotApplicable

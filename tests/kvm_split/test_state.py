@@ -12,7 +12,7 @@ from attrs import evolve
 from irqchip_core.chip import MPState
 from irqchip_core.errors import InvalidArgument, InvalidRoute, UnknownVcpu, WrongType
 from irqchip_core.events import IrqEventSource, IrqLevelEvent, PlatformDeviceId
-from irqchip_core.exits import InterruptedExit
+from irqchip_core.hypervisor.exits import InterruptedExit
 from irqchip_core.routes import IrqRoute
 from irqchip_core.selection import create_irqchip, create_vm
 from irqchip_core.testing.guest_cpu import Eoi

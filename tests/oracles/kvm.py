@@ -12,8 +12,8 @@ from typing import Self
 
 import attrs
 
-from irqchip_core.exits import Exit, InterruptedExit, IoExit
-from irqchip_core.registers import CpuidEntry, DescriptorTable, Regs, Segment, Sregs
+from irqchip_core.hypervisor.exits import Exit, InterruptedExit, IoExit
+from irqchip_core.hypervisor.registers import CpuidEntry, DescriptorTable, Regs, Segment, Sregs
 from irqchip_core.x86.state import IOAPIC_BASE, LAPIC_BASE, IoapicState, LapicState
 from irqchip_kvm import Kvm, KvmVcpu
 

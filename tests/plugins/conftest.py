@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from irqchip_core import cli, select_command, selection
+from irqchip_core import selection
+from irqchip_core.cli import main as cli
+from irqchip_core.cli import select as select_command
 from irqchip_core.selection import BACKEND_VARIABLE, HYPERVISOR_VARIABLE
 from tests.plugins.fake_plugins import Install, only_ours
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from irqchip_core.plugins import PluginRecord, Plugins, discover
+from irqchip_core.plugins.discovery import PluginRecord, Plugins, discover
 
 HYPERVISOR = """
 from irqchip_core.hookspecs import API_VERSION, Hypervisor, hookimpl

@@ -12,17 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from irqchip_core import cli, offers, selection
+from irqchip_core import selection
 from irqchip_core.chip import IrqChipCap
+from irqchip_core.cli import main as cli
 from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import NothingSuitable, PluginError, TimedOut
 from irqchip_core.hookspecs import Backend, Hypervisor, Probe
-from irqchip_core.offers import BackendOffer, HypervisorOffer
-from irqchip_core.plugins import Plugins, discover
+from irqchip_core.hypervisor.vcpu import Vm
+from irqchip_core.plugins import offers
+from irqchip_core.plugins.discovery import Plugins, discover
+from irqchip_core.plugins.offers import BackendOffer, HypervisorOffer
 from irqchip_core.routes import IrqRoute
 from irqchip_core.selection import candidates, choose, create_irqchip, create_vm, select
 from irqchip_core.testing import FakeVm
-from irqchip_core.vcpu import Vm
 from tests.core.table_chip import TableChip
 from tests.plugins.fake_plugins import Install, any_vm, backend, hypervisor, only_ours
 
@@ -35,8 +37,8 @@ SHORT = 0.2
 
 WRAPPER = """
 from irqchip_core.hookspecs import API_VERSION, Backend, Probe, hookimpl
-from irqchip_core.wrapper_backend import WrapperBackend
-from irqchip_core.x86.wrapped import WrappedIrqChip
+from irqchip_core.wrapping.backend import WrapperBackend
+from irqchip_core.wrapping.wrapped import WrappedIrqChip
 
 class Wrapping(WrapperBackend):
     name = "{name}"
@@ -54,7 +56,7 @@ def irqchip_backend():
 BY_HAND = """
 from irqchip_core.hookspecs import API_VERSION, Backend, Probe, hookimpl
 from irqchip_core.selection import candidates, create_irqchip
-from irqchip_core.x86.wrapped import WrappedIrqChip
+from irqchip_core.wrapping.wrapped import WrappedIrqChip
 
 class Wrapping(Backend):
     name = "{name}"
@@ -194,7 +196,7 @@ def stop(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         assert not thread.is_alive()
 
 
-HANG = "__import__('irqchip_core.offers').offers.stop.wait()"
+HANG = "__import__('irqchip_core.plugins.offers').plugins.offers.stop.wait()"
 
 
 def hanging(source: str, old: str) -> str:

@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from irqchip_core import loading
 from irqchip_core.errors import InvalidArgument, PluginError
-from irqchip_core.loading import DEFAULT_SECONDS, TIMEOUT_VARIABLE, run_with_timeout, time_limit
+from irqchip_core.plugins import loading
+from irqchip_core.plugins.loading import DEFAULT_SECONDS, TIMEOUT_VARIABLE, run_with_timeout, time_limit
 
 PATIENCE = 30.0
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from irqchip_core import cli
 from irqchip_core.chip import IrqChip
+from irqchip_core.cli import main as cli
 from irqchip_core.errors import DuplicateName, InvalidArgument, IrqChipError, PluginError
 from irqchip_core.hookspecs import hookimpl
-from irqchip_core.plugins import discover
+from irqchip_core.plugins.discovery import discover
 from irqchip_core.routes import IrqRoute
 from irqchip_core.selection import create_irqchip
 from tests.core.table_chip import TableChip

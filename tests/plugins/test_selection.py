@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from irqchip_core import cli
 from irqchip_core.chip import IrqChipCap
+from irqchip_core.cli import main as cli
 from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import InvalidArgument, NothingSuitable, PluginError, UnknownName, Unsupported, WrongType
-from irqchip_core.plugins import discover, installed
+from irqchip_core.plugins.discovery import discover, installed
 from irqchip_core.selection import BACKEND_VARIABLE, HYPERVISOR_VARIABLE, candidates, create_irqchip, create_vm, select
 from tests.plugins.fake_plugins import Install, any_vm, backend, hypervisor, only_ours
 

@@ -248,7 +248,7 @@ def test_asked_for_by_name_it_is_told_why_not(site: Path, name: str, problem: st
 STRICT = """
 import sys
 from importlib.metadata import entry_points
-from irqchip_core.plugins import discover
+from irqchip_core.plugins.discovery import discover
 from irqchip_core.errors import PluginError
 
 wanted = [found for found in entry_points(group="irqchip") if found.name in sys.argv[1:]]

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from irqchip_core import cli
+from irqchip_core.cli import main as cli
+from irqchip_core.cli.new_backend import write_backend
 from irqchip_core.errors import DuplicateName, InvalidArgument, IrqChipError
 from irqchip_core.hookspecs import API_VERSION
-from irqchip_core.new_backend import write_backend
 from tests.third_party.environment import ROOT, build_wheels, run
 
 WRITTEN = {
@@ -124,6 +124,7 @@ def test_the_command_says_what_to_do_next(
 def test_the_template_is_in_the_wheel(tmp_path: Path) -> None:
     (wheel,) = build_wheels([ROOT], tmp_path)
     with zipfile.ZipFile(wheel) as archive:
-        inside = {name for name in archive.namelist() if name.startswith("irqchip_core/template/")}
-    assert inside == {f"irqchip_core/template/{path.name}" for path in (ROOT / "irqchip_core/template").iterdir()}
+        inside = {name for name in archive.namelist() if name.startswith("irqchip_core/cli/template/")}
+    template = "irqchip_core/cli/template"
+    assert inside == {f"{template}/{path.name}" for path in (ROOT / template).iterdir()}
     assert len(inside) == 6

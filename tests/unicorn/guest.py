@@ -9,9 +9,9 @@ import struct
 import threading
 from typing import Generic, Protocol, TypeVar
 
-from irqchip_core.exits import Exit, HltExit, InterruptedExit, IoExit
-from irqchip_core.registers import CpuidEntry, DescriptorTable, Regs, Segment
-from irqchip_core.vcpu import VcpuX86_64
+from irqchip_core.hypervisor.exits import Exit, HltExit, InterruptedExit, IoExit
+from irqchip_core.hypervisor.registers import CpuidEntry, DescriptorTable, Regs, Segment
+from irqchip_core.hypervisor.vcpu import VcpuX86_64
 
 CODE = 0x1000
 STACK = 0x8000

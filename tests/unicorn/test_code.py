@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from irqchip_core.clock import VirtualClock
-from irqchip_core.exits import Exit, HltExit, InterruptedExit, IoExit, MmioExit
-from irqchip_core.registers import Regs
-from irqchip_core.vcpu import Vcpu, VcpuX86_64, Vm
+from irqchip_core.hypervisor.exits import Exit, HltExit, InterruptedExit, IoExit, MmioExit
+from irqchip_core.hypervisor.registers import Regs
+from irqchip_core.hypervisor.vcpu import Vcpu, VcpuX86_64, Vm
 from irqchip_unicorn import UnicornVm
 from irqchip_unicorn.memory import PAGE_SIZE, GuestMemory
 from irqchip_unicorn.plugin import UnicornHypervisor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from irqchip_core.exits import HltExit, InterruptedExit, IoExit, MmioExit
+from irqchip_core.hypervisor.exits import HltExit, InterruptedExit, IoExit, MmioExit
 from irqchip_unicorn import UnicornVm
 
 from .guest import CODE, HALT, Machine

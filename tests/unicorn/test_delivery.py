@@ -7,8 +7,8 @@ import struct
 import pytest
 
 from irqchip_core.errors import HypervisorError, InvalidArgument
-from irqchip_core.exits import HltExit, InternalErrorExit, IrqWindowExit, ShutdownExit
-from irqchip_core.registers import Segment
+from irqchip_core.hypervisor.exits import HltExit, InternalErrorExit, IrqWindowExit, ShutdownExit
+from irqchip_core.hypervisor.registers import Segment
 from irqchip_unicorn import UnicornVm
 
 from .guest import (

@@ -6,7 +6,7 @@ import pytest
 
 from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import InvalidArgument
-from irqchip_core.exits import (
+from irqchip_core.hypervisor.exits import (
     HltExit,
     InternalErrorExit,
     InterruptedExit,
@@ -14,7 +14,7 @@ from irqchip_core.exits import (
     MsrExit,
     SetTprExit,
 )
-from irqchip_core.registers import CpuidEntry
+from irqchip_core.hypervisor.registers import CpuidEntry
 from irqchip_unicorn import UnicornVcpu, UnicornVm
 from irqchip_unicorn.vcpu import NS_PER_INSTRUCTION
 

@@ -8,7 +8,7 @@ import pytest
 
 from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import InvalidArgument
-from irqchip_core.registers import CpuidEntry
+from irqchip_core.hypervisor.registers import CpuidEntry
 from irqchip_unicorn import UnicornVcpu, UnicornVm
 from irqchip_unicorn import features as f
 from irqchip_unicorn.features import FEATURES, WORDS, Feature

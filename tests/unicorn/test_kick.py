@@ -9,7 +9,7 @@ import weakref
 import pytest
 
 from irqchip_core.errors import Closed, HypervisorError, InvalidArgument
-from irqchip_core.exits import HltExit, InterruptedExit, IoExit
+from irqchip_core.hypervisor.exits import HltExit, InterruptedExit, IoExit
 from irqchip_unicorn import UnicornVm
 from irqchip_unicorn.engine import Engine
 

@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from irqchip_core.exits import ShutdownExit
+from irqchip_core.hypervisor.exits import ShutdownExit
 from irqchip_unicorn import UnicornVcpu, UnicornVm
 
 from .guest import CODE, HALT, PAGE_TABLES, STACK, Machine

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from irqchip_core.exits import InterruptedExit, IrqWindowExit, MmioExit, MsrExit
+from irqchip_core.hypervisor.exits import InterruptedExit, IrqWindowExit, MmioExit, MsrExit
 from irqchip_unicorn import UnicornVcpu, UnicornVm
 
 from .guest import CODE, HALT, IF, STACK, TF, Machine

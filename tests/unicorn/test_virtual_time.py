@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from irqchip_core.clock import VirtualClock
-from irqchip_core.exits import HltExit, InterruptedExit, IoExit
-from irqchip_core.registers import Regs
+from irqchip_core.hypervisor.exits import HltExit, InterruptedExit, IoExit
+from irqchip_core.hypervisor.registers import Regs
 from irqchip_unicorn import UnicornVm
 from irqchip_unicorn.vcpu import NS_PER_INSTRUCTION, TURN
 

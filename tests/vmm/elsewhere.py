@@ -86,7 +86,7 @@ def import_all() -> None:
 
 
 def main() -> int:
-    from irqchip_core.cli import main as irqchip
+    from irqchip_core.cli.main import main as irqchip
 
     if sys.argv[2:]:
         return irqchip(sys.argv[2:])

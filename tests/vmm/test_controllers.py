@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from irqchip_core.chip import IrqChipCap
-from irqchip_core.cli import main
+from irqchip_core.cli.main import main
 from irqchip_core.errors import NothingSuitable
 from irqchip_vmm import Machine, Outcome, load_file
 from tests.guests.assemble import GUESTS

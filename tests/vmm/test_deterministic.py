@@ -16,11 +16,11 @@ from irqchip_core.chip import IrqChipCap
 from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import InvalidArgument, NothingSuitable
 from irqchip_core.events import IrqEdgeEvent, IrqEventSource, PlatformDeviceId
-from irqchip_core.registers import Regs
+from irqchip_core.hypervisor.registers import Regs
+from irqchip_core.hypervisor.vcpu import VcpuX86_64
 from irqchip_core.routes import IrqRoute, default_routes
 from irqchip_core.selection import create_vm
 from irqchip_core.testing import FakeVcpu, FakeVm
-from irqchip_core.vcpu import VcpuX86_64
 from irqchip_vmm import Machine, Outcome, RunResult, load_file
 from irqchip_vmm.guest import demonstration_guest
 from irqchip_vmm.machine import VIRTUAL_WALL_TIME
@@ -271,14 +271,14 @@ def test_kvm_is_refused_with_the_reason() -> None:
 
 
 def test_a_trace_without_virtual_time_is_a_mistake(capfd: pytest.CaptureFixture[str]) -> None:
-    from irqchip_core.cli import main
+    from irqchip_core.cli.main import main
 
     assert main(["run", "--trace", "x"]) == 2
     assert "--trace: it needs virtual time; add --deterministic" in capfd.readouterr().err
 
 
 def test_a_trace_that_cannot_be_opened_is_a_mistake(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from irqchip_core.cli import main
+    from irqchip_core.cli.main import main
 
     assert main(["run", "--deterministic", "--trace", str(tmp_path)]) == 2
     assert "--trace: cannot write it: Is a directory" in capfd.readouterr().err

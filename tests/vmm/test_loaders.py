@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irqchip_core.errors import InvalidArgument
-from irqchip_core.registers import Sregs
+from irqchip_core.hypervisor.registers import Sregs
 from irqchip_vmm.guest import demonstration_guest
 from irqchip_vmm.loaders import Image, LoadError, load_file, load_image
 from irqchip_vmm.memory import GuestMemory

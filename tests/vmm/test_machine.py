@@ -14,7 +14,7 @@ import pytest
 
 from irqchip_core.bus import Access, BusDevice
 from irqchip_core.errors import Closed, Exhausted, InvalidArgument, IrqChipError, WrongType
-from irqchip_core.exits import FailEntryExit, InternalErrorExit, UnknownExit
+from irqchip_core.hypervisor.exits import FailEntryExit, InternalErrorExit, UnknownExit
 from irqchip_core.selection import create_irqchip, create_vm
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.reset import connect_local_interrupts

@@ -18,9 +18,11 @@ from typing import Any
 
 import pytest
 
-from irqchip_core import cli, select_command, selection
-from irqchip_core.cli import main
-from irqchip_core.plugins import discover
+from irqchip_core import selection
+from irqchip_core.cli import main as cli
+from irqchip_core.cli import select as select_command
+from irqchip_core.cli.main import main
+from irqchip_core.plugins.discovery import discover
 from irqchip_kvm.kvm import Kvm
 from irqchip_kvm_kernel import plugin as kvm_kernel_plugin
 from irqchip_kvm_kernel.plugin import KvmKernelBackend

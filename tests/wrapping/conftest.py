@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from irqchip_core.hypervisor.vcpu import Vm
 from irqchip_core.selection import create_irqchip
-from irqchip_core.vcpu import Vm
+from irqchip_core.wrapping.tapped import TappedIrqChip
+from irqchip_core.wrapping.wrapped import WrappedIrqChip
 from irqchip_core.x86.chip import IrqChipX86_64
-from irqchip_core.x86.tapped import TappedIrqChip
-from irqchip_core.x86.wrapped import WrappedIrqChip
 from tests.chips.conftest import machine, names, vm
 
 __all__ = ["machine", "names", "vm"]

@@ -6,12 +6,12 @@ import pytest
 from typing_extensions import override
 
 from irqchip_core.chip import IrqChip
+from irqchip_core.hypervisor.vcpu import Vm
 from irqchip_core.selection import create_irqchip
 from irqchip_core.testing.conformance import Conformance
-from irqchip_core.vcpu import Vm
+from irqchip_core.wrapping.tapped import TappedIrqChip
+from irqchip_core.wrapping.wrapped import WrappedIrqChip
 from irqchip_core.x86.chip import IrqChipX86_64
-from irqchip_core.x86.tapped import TappedIrqChip
-from irqchip_core.x86.wrapped import WrappedIrqChip
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -14,9 +14,9 @@ from irqchip_core.hookspecs import hookimpl
 from irqchip_core.routes import IrqRoute
 from irqchip_core.selection import create_irqchip
 from irqchip_core.testing import FakeVcpu, FakeVm
+from irqchip_core.wrapping.tapped import DeviceInterrupt, TappedIrqChip
+from irqchip_core.wrapping.wrapped import WrappedIrqChip
 from irqchip_core.x86.chip import IrqChipX86_64
-from irqchip_core.x86.tapped import DeviceInterrupt, TappedIrqChip
-from irqchip_core.x86.wrapped import WrappedIrqChip
 from tests.chips.machine import Machine, ioapic_entry, program_ioapic
 from tests.core.table_chip import TableChip
 

@@ -9,13 +9,13 @@ from irqchip_core import selection
 from irqchip_core.chip import IrqChip, IrqChipCap
 from irqchip_core.errors import NothingSuitable, UnknownName, WrongType
 from irqchip_core.hookspecs import Backend, Probe
-from irqchip_core.plugins import Plugins, discover
+from irqchip_core.hypervisor.vcpu import Vm
+from irqchip_core.plugins.discovery import Plugins, discover
 from irqchip_core.selection import BACKEND_VARIABLE, create_irqchip
 from irqchip_core.testing import FakeVm
-from irqchip_core.vcpu import Vm
-from irqchip_core.wrapper_backend import WrapperBackend
+from irqchip_core.wrapping.backend import WrapperBackend
+from irqchip_core.wrapping.wrapped import WrappedIrqChip
 from irqchip_core.x86.chip import IrqChipX86_64
-from irqchip_core.x86.wrapped import WrappedIrqChip
 from tests.core.table_chip import TableChip
 
 pytestmark = pytest.mark.usefixtures("no_leaks")

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import attrs
 
 from irqchip_core.chip import MPState
-from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86.destinations import Destinations
 from irqchip_core.x86.effects import Effects, EoiBroadcast
 from irqchip_core.x86.ioapic import VERSION_82093AA, Ioapic
-from irqchip_core.x86.lapic import Lapic
-from irqchip_core.x86.lapic_core import NO_VECTOR, LapicCore
+from irqchip_core.x86.lapic import registers as reg
+from irqchip_core.x86.lapic.core import NO_VECTOR, LapicCore
+from irqchip_core.x86.lapic.lapic import Lapic
 from irqchip_core.x86.msi import Message, decode_msi
 from irqchip_core.x86.state import IOAPIC_BASE, LAPIC_BASE
 from tests.oracles.kvm import KvmMachine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from irqchip_core.x86 import lapic_registers as reg
+from irqchip_core.x86.lapic import registers as reg
 from irqchip_core.x86.msi import LOGICAL, VECTOR_MASK, Message, decode_redirection_entry
 from tests.x86.apic_board import LINES, Board, KvmBoard
 from tests.x86.sequences import SequenceMachine, action, beginning

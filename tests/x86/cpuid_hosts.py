@@ -6,7 +6,7 @@ here, so that what is left of them in a guest is found. 0xA5 is its APIC id.
 
 from __future__ import annotations
 
-from irqchip_core.registers import CpuidEntry
+from irqchip_core.hypervisor.registers import CpuidEntry
 
 # leaf[.subleaf]  EAX      EBX      ECX      EDX
 _INTEL_KVM = """

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from irqchip_core.chip import MPState
-from irqchip_core.x86 import lapic_registers as reg
-from irqchip_core.x86.lapic_events import PendingEvents
+from irqchip_core.x86.lapic import registers as reg
+from irqchip_core.x86.lapic.events import PendingEvents
 from tests.oracles.kvm import KvmMachine
 from tests.x86.apic_board import IOWIN, AnyBoard, Board, Difference, KvmBoard
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from irqchip_core.chip import IrqChipCap
 from irqchip_core.errors import InvalidArgument, WrongType
-from irqchip_core.registers import CpuidEntry
+from irqchip_core.hypervisor.registers import CpuidEntry
 from irqchip_core.x86.cpuid import vcpu_cpuid
 from tests.x86.cpuid_hosts import HOSTS
 

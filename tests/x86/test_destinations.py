@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from irqchip_core.errors import InvalidArgument
-from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86.destinations import Destinations
-from irqchip_core.x86.lapic import Lapic
-from irqchip_core.x86.lapic_events import PendingEvents
+from irqchip_core.x86.lapic import registers as reg
+from irqchip_core.x86.lapic.events import PendingEvents
+from irqchip_core.x86.lapic.lapic import Lapic
 from irqchip_core.x86.msi import (
     ALL_EXCLUDING_SELF,
     ALL_INCLUDING_SELF,

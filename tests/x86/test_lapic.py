@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from irqchip_core.errors import InvalidArgument
-from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86.effects import ApicBaseChanged, Effects, EoiBroadcast
-from irqchip_core.x86.lapic import Lapic
-from irqchip_core.x86.lapic_core import COALESCED, DELIVERED, IGNORED, NO_VECTOR
-from irqchip_core.x86.lapic_events import PendingEvents
+from irqchip_core.x86.lapic import registers as reg
+from irqchip_core.x86.lapic.core import COALESCED, DELIVERED, IGNORED, NO_VECTOR
+from irqchip_core.x86.lapic.events import PendingEvents
+from irqchip_core.x86.lapic.lapic import Lapic
 from irqchip_core.x86.msi import EDGE, EXTINT, INIT, LEVEL, LOWEST_PRIORITY, NMI, REMOTE_READ, SMI, STARTUP, Message
 from irqchip_core.x86.state import LapicState
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86.effects import Effects, WakeAt
-from irqchip_core.x86.lapic import Lapic
-from irqchip_core.x86.lapic_core import NO_VECTOR
-from irqchip_core.x86.lapic_timer import LONGEST_SLEEP, SHORTEST_PERIOD
+from irqchip_core.x86.lapic import registers as reg
+from irqchip_core.x86.lapic.core import NO_VECTOR
+from irqchip_core.x86.lapic.lapic import Lapic
+from irqchip_core.x86.lapic.timer import LONGEST_SLEEP, SHORTEST_PERIOD
 
 ONE_SHOT, PERIODIC, TSC_DEADLINE = 0x45, 0x20045, 0x40045
 DIVIDE_BY_1 = 0xB

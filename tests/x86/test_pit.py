@@ -11,7 +11,7 @@ import pytest
 
 from irqchip_core.errors import InvalidArgument, WrongType
 from irqchip_core.x86.effects import TimerRose, WakeAt
-from irqchip_core.x86.lapic_timer import SHORTEST_PERIOD
+from irqchip_core.x86.lapic.timer import SHORTEST_PERIOD
 from irqchip_core.x86.pit import FREQUENCY, Pit
 from irqchip_core.x86.state import PitChannelState, PitCounting, PitRwMode, PitRwState, PitState
 

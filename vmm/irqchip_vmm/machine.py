@@ -25,10 +25,10 @@ from irqchip_core.chip import PC_CONTROLLERS, IrqChip, IrqChipCap
 from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import Closed, Exhausted, InvalidArgument, IrqChipError, WrongType
 from irqchip_core.events import DeviceId, IrqEventSource, PlatformDeviceId
+from irqchip_core.hypervisor.vcpu import VcpuX86_64, Vm
 from irqchip_core.irq_loop import IrqLoop
 from irqchip_core.routes import IOAPIC_PINS
 from irqchip_core.selection import Choice, choose, create_irqchip
-from irqchip_core.vcpu import VcpuX86_64, Vm
 from irqchip_core.vcpu_loop import VcpuLoop, VcpuThread, stop_vcpus
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.cpuid import MAX_XAPIC_ID, vcpu_cpuid

@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable
 
 from irqchip_core.chip import PC_CONTROLLERS, IrqChipCap
+from irqchip_core.cli.json_option import add_json
 from irqchip_core.hookspecs import hookimpl
-from irqchip_core.json_option import add_json
 from irqchip_vmm.memory import MAX_SIZE
 
 DEFAULT_MEMORY_MIB = 16

@@ -10,9 +10,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TextIO
 
 from irqchip_core.chip import PC_CONTROLLERS, IrqChipCap
+from irqchip_core.cli.json_option import check_file, prints_text, text_of, write
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.eventfd import Event
-from irqchip_core.json_option import check_file, prints_text, text_of, write
 from irqchip_core.table import terminal_width
 from irqchip_vmm import report
 from irqchip_vmm.ending import Outcome, RunResult

@@ -12,8 +12,8 @@ from attrs import frozen
 
 from irqchip_core.events import IrqEventSource
 from irqchip_core.hookspecs import hookimpl
+from irqchip_core.hypervisor.vcpu import Vcpu, VcpuX86_64, Vm
 from irqchip_core.routes import IrqRoute, IrqSource, MsiSource, RoutingTable, default_routes
-from irqchip_core.vcpu import Vcpu, VcpuX86_64, Vm
 
 NMI_VECTOR = 2
 HEADING = "# nanoseconds vCPU kind vector RIP"

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from irqchip_core.errors import IrqChipError
-from irqchip_core.exits import Exit, FailEntryExit, InternalErrorExit, ShutdownExit, SystemEventExit, UnknownExit
+from irqchip_core.hypervisor.exits import (
+    Exit,
+    FailEntryExit,
+    InternalErrorExit,
+    ShutdownExit,
+    SystemEventExit,
+    UnknownExit,
+)
 from irqchip_core.vcpu_loop import VcpuLoop
 from irqchip_vmm.ending import Ending, Outcome
 

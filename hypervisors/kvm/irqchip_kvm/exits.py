@@ -1,4 +1,4 @@
-"""From the run area of a vCPU to the typed exits of ``irqchip_core.exits``: one decoder for each reason.
+"""From the run area of a vCPU to the typed exits of ``irqchip_core.hypervisor.exits``: one decoder for each reason.
 
 `DECODERS` is the table; a reason without a decoder is an `UnknownExit`. Exits without content are shared.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from irqchip_core.exits import (
+from irqchip_core.hypervisor.exits import (
     Exit,
     FailEntryExit,
     HltExit,

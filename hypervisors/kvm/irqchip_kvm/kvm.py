@@ -6,7 +6,7 @@ import errno
 from typing import Self
 
 from irqchip_core.errors import Unsupported
-from irqchip_core.registers import CpuidEntry
+from irqchip_core.hypervisor.registers import CpuidEntry
 from irqchip_kvm import abi, records
 from irqchip_kvm.abi import Cap
 from irqchip_kvm.ioctl import Handle, buffer, open_device

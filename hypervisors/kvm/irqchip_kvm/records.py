@@ -12,7 +12,7 @@ from operator import attrgetter
 from attrs import define, fields, frozen
 
 from irqchip_core.errors import InvalidArgument, InvalidRoute
-from irqchip_core.registers import CpuidEntry, DescriptorTable, Regs, Segment, Sregs
+from irqchip_core.hypervisor.registers import CpuidEntry, DescriptorTable, Regs, Segment, Sregs
 from irqchip_core.routes import IrqRoute, IrqSourceChip, MsiSource
 from irqchip_kvm import abi
 

@@ -17,9 +17,9 @@ from attrs import evolve
 from irqchip_core.arguments import check_int, check_type
 from irqchip_core.chip import MPState
 from irqchip_core.errors import Closed, HypervisorError, InvalidArgument
-from irqchip_core.exits import Exit, MsrExit, UnknownExit
-from irqchip_core.registers import CpuidEntry, Regs, Sregs
-from irqchip_core.x86.lapic_registers import IA32_TSC, IA32_TSC_ADJUST
+from irqchip_core.hypervisor.exits import Exit, MsrExit, UnknownExit
+from irqchip_core.hypervisor.registers import CpuidEntry, Regs, Sregs
+from irqchip_core.x86.lapic.registers import IA32_TSC, IA32_TSC_ADJUST
 from irqchip_core.x86.state import LapicState
 from irqchip_kvm import abi, kvm_layout, records
 from irqchip_kvm.exits import DECODERS, INTERRUPTED
@@ -59,7 +59,7 @@ _MSRS_AT_ONCE = 255  # MAX_IO_MSRS of the kernel, less one
 
 
 class KvmVcpu:
-    """A vCPU. Made by `KvmVm.create_vcpu`; implements ``irqchip_core.vcpu.VcpuX86_64``."""
+    """A vCPU. Made by `KvmVm.create_vcpu`; implements ``irqchip_core.hypervisor.vcpu.VcpuX86_64``."""
 
     def __init__(self, vm: KvmVm, handle: Handle, vcpu_id: int, run_size: int) -> None:
         self._vm = vm  # whose memory must stay while the guest may run

@@ -9,8 +9,8 @@ from irqchip_core.arguments import check_int, check_type
 from irqchip_core.chip import PC_CONTROLLERS, IrqChipCap, MPState
 from irqchip_core.errors import InvalidArgument, UnknownVcpu, WrongType
 from irqchip_core.hookspecs import Probe
-from irqchip_core.vcpu import Vcpu, Vm
-from irqchip_core.x86.lapic_registers import IA32_APIC_BASE, IA32_TSC_DEADLINE
+from irqchip_core.hypervisor.vcpu import Vcpu, Vm
+from irqchip_core.x86.lapic.registers import IA32_APIC_BASE, IA32_TSC_DEADLINE
 from irqchip_core.x86.state import LapicState
 from irqchip_core.x86.state_checks import check_lapic, check_mp_state
 from irqchip_kvm.abi import Cap

@@ -15,9 +15,9 @@ from irqchip_core.arguments import check_int, check_type
 from irqchip_core.clock import MonotonicClock
 from irqchip_core.errors import InvalidArgument, Unsupported
 from irqchip_core.eventfd import Event
-from irqchip_core.registers import CpuidEntry
+from irqchip_core.hypervisor.registers import CpuidEntry
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute
-from irqchip_core.x86.lapic_registers import IA32_TSC, IA32_TSC_ADJUST
+from irqchip_core.x86.lapic.registers import IA32_TSC, IA32_TSC_ADJUST
 from irqchip_core.x86.state import IoapicState, PicSelect, PicState, PitState
 from irqchip_kvm import abi, kvm_layout, records
 from irqchip_kvm.abi import Cap
@@ -42,7 +42,7 @@ X2APIC_MSRS = range(0x800, 0x900)
 
 
 class KvmVm:
-    """A VM. Made by `Kvm.create_vm`; implements ``irqchip_core.vcpu.Vm``. For use from any thread.
+    """A VM. Made by `Kvm.create_vm`; implements ``irqchip_core.hypervisor.vcpu.Vm``. For use from any thread.
 
     Every method raises `Closed` after `close`, and `HypervisorError`, or the more exact error that is named
     with it, if the kernel refuses.

@@ -14,7 +14,7 @@ from unicorn.x86_const import (
     UC_X86_REG_RDX,
 )
 
-from irqchip_core.registers import CpuidEntry
+from irqchip_core.hypervisor.registers import CpuidEntry
 from irqchip_unicorn.emulator import open_engine
 from irqchip_unicorn.features import EAX, EBX, ECX, EDX, FEATURES, OTHER_CR4, OTHER_MSRS, WORDS
 

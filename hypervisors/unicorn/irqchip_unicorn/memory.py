@@ -58,7 +58,7 @@ class GuestMemory:
         self.regions: tuple[Region, ...] = ()
 
     def add(self, start: int, size: int) -> memoryview:
-        """Add a region; see `irqchip_core.vcpu.Vm.map_memory`."""
+        """Add a region; see `irqchip_core.hypervisor.vcpu.Vm.map_memory`."""
         if start < 0 or start % PAGE_SIZE or size <= 0 or size % PAGE_SIZE or start + size > END:
             raise InvalidArgument(
                 f"[{start:#x}, {start + size:#x}) does not consist of pages below {END:#x}",

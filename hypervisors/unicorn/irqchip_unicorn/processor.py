@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from irqchip_core.exits import (
+from irqchip_core.hypervisor.exits import (
     Exit,
     HltExit,
     InternalErrorExit,
@@ -20,7 +20,7 @@ from irqchip_core.exits import (
     SetTprExit,
     ShutdownExit,
 )
-from irqchip_core.registers import CpuidEntry
+from irqchip_core.hypervisor.registers import CpuidEntry
 from irqchip_unicorn import context as c
 from irqchip_unicorn import state, vmcb
 from irqchip_unicorn.cpuid import Cpuid

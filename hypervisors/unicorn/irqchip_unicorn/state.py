@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from irqchip_core.errors import InvalidArgument
-from irqchip_core.registers import DescriptorTable, Regs, Segment, Sregs
+from irqchip_core.hypervisor.registers import DescriptorTable, Regs, Segment, Sregs
 from irqchip_unicorn import context as c
 from irqchip_unicorn.context import Context
 

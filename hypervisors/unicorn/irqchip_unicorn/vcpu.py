@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Self
 
 from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import Closed, HypervisorError, InvalidArgument
-from irqchip_core.exits import Exit, MsrExit
-from irqchip_core.registers import CpuidEntry, Regs, Sregs
+from irqchip_core.hypervisor.exits import Exit, MsrExit
+from irqchip_core.hypervisor.registers import CpuidEntry, Regs, Sregs
 from irqchip_unicorn import state
 from irqchip_unicorn.processor import INTERRUPTED, SLICE, Processor
 
@@ -32,7 +32,7 @@ TURN = 2_000
 
 
 class UnicornVcpu:
-    """A vCPU. Made by `UnicornVm.create_vcpu`; implements ``irqchip_core.vcpu.VcpuX86_64``."""
+    """A vCPU. Made by `UnicornVm.create_vcpu`; implements ``irqchip_core.hypervisor.vcpu.VcpuX86_64``."""
 
     def __init__(self, vm: UnicornVm, vcpu_id: int) -> None:
         self._vm = vm

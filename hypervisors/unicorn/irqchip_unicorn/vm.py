@@ -10,7 +10,7 @@ from typing import Self
 
 from irqchip_core.clock import Clock, MonotonicClock, VirtualClock
 from irqchip_core.errors import Closed, HypervisorError, InvalidArgument, Unsupported
-from irqchip_core.registers import CpuidEntry
+from irqchip_core.hypervisor.registers import CpuidEntry
 from irqchip_unicorn import cpuid
 from irqchip_unicorn.memory import GuestMemory
 from irqchip_unicorn.turns import Turns
@@ -21,7 +21,7 @@ TSC_HZ = 1_000_000_000
 
 
 class UnicornVm:
-    """A VM. Implements ``irqchip_core.vcpu.Vm``. For use from any thread.
+    """A VM. Implements ``irqchip_core.hypervisor.vcpu.Vm``. For use from any thread.
 
     Its vCPUs take turns: one executes guest code at any time, which makes locked instructions atomic.
 

@@ -13,12 +13,12 @@ from irqchip_core.bus import Bus
 from irqchip_core.chip import IrqChipCap, MPState
 from irqchip_core.errors import Closed, InvalidArgument, IrqChipError, UnknownVcpu, WrongType
 from irqchip_core.events import IrqEdgeEvent, IrqLevelEvent
-from irqchip_core.exits import MsrExit
+from irqchip_core.hypervisor.exits import MsrExit
+from irqchip_core.hypervisor.vcpu import Vcpu
 from irqchip_core.routes import IrqRoute
 from irqchip_core.testing.bench import SOURCE, Bench
 from irqchip_core.testing.conformance.base import Scenarios
 from irqchip_core.testing.verdict import Nonconforming, accepted, check, check_equal, refused
-from irqchip_core.vcpu import Vcpu
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.msi import MSI_ADDRESS_BASE
 from irqchip_core.x86.state import IoapicState, PicSelect, PicState, PitState

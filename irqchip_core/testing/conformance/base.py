@@ -13,11 +13,11 @@ import pytest
 
 from irqchip_core.chip import IrqChip, IrqChipCap
 from irqchip_core.errors import InvalidArgument
+from irqchip_core.hypervisor.vcpu import Vm
 from irqchip_core.selection import create_irqchip, create_vm, select
 from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.lab import Lab
 from irqchip_core.testing.patience import Patience
-from irqchip_core.vcpu import Vm
 
 
 @functools.cache

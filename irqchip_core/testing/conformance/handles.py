@@ -15,8 +15,8 @@ from irqchip_core.testing.bench import SOURCE, Bench
 from irqchip_core.testing.conformance.base import Scenarios, needs
 from irqchip_core.testing.conformance.vcpus import need_sleep_in_chip
 from irqchip_core.testing.verdict import NotApplicable, accepted, check, check_equal, refused
-from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86.chip import IrqChipX86_64
+from irqchip_core.x86.lapic import registers as reg
 from irqchip_core.x86.msi import MSI_ADDRESS_BASE
 
 

@@ -9,8 +9,8 @@ from irqchip_core.testing.conformance.base import Scenarios, needs
 from irqchip_core.testing.conformance.messages import CLUSTER_MODEL, expect_only, set_flat_ids
 from irqchip_core.testing.guest_cpu import NMI_VECTOR
 from irqchip_core.testing.verdict import check, check_equal
-from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86 import msi
+from irqchip_core.x86.lapic import registers as reg
 
 ASSERT, LOGICAL = 1 << msi.ICR_LEVEL_SHIFT, 1 << msi.ICR_DESTINATION_MODE_SHIFT
 LEVEL = 1 << msi.ICR_TRIGGER_MODE_SHIFT

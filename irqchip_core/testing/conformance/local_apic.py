@@ -7,7 +7,7 @@ from irqchip_core.testing.bench import IOAPIC_VERSION
 from irqchip_core.testing.conformance.base import Scenarios
 from irqchip_core.testing.guest_cpu import SPURIOUS_VECTOR, Eoi
 from irqchip_core.testing.verdict import NotApplicable, check, check_equal
-from irqchip_core.x86 import lapic_registers as reg
+from irqchip_core.x86.lapic import registers as reg
 
 HIGHEST_FIRST = "of pending interrupts the highest vector comes first"
 

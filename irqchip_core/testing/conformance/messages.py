@@ -9,8 +9,8 @@ from irqchip_core.testing.bench import MSI_GSI, Bench
 from irqchip_core.testing.conformance.base import Scenarios, needs
 from irqchip_core.testing.guest_cpu import EXTINT_MODE, MASKED, NMI_VECTOR
 from irqchip_core.testing.verdict import NotApplicable, check, check_equal, vectors
-from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86 import msi
+from irqchip_core.x86.lapic import registers as reg
 
 CLUSTER_MODEL = reg.DFR_ONES
 

@@ -9,7 +9,7 @@ from irqchip_core.testing.conformance.base import Scenarios, needs
 from irqchip_core.testing.guest_cpu import SPURIOUS_VECTOR, GuestCpu
 from irqchip_core.testing.verdict import check, check_equal
 from irqchip_core.x86 import cpuid, msi
-from irqchip_core.x86 import lapic_registers as reg
+from irqchip_core.x86.lapic import registers as reg
 from irqchip_core.x86.state import LAPIC_BASE
 
 SWITCH = "a chip with x2apic lets its guest switch to x2APIC mode"

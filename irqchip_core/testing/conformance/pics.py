@@ -7,7 +7,7 @@ from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.conformance.base import Scenarios, needs
 from irqchip_core.testing.guest_cpu import EXTINT_MODE, MASKED, Eoi
 from irqchip_core.testing.verdict import check, check_equal
-from irqchip_core.x86.lapic_registers import LVT_LINT0
+from irqchip_core.x86.lapic.registers import LVT_LINT0
 from irqchip_core.x86.state import PicSelect
 
 COMMAND, DATA, ELCR = 0x20, 0x21, 0x4D0

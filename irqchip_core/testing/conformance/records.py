@@ -19,7 +19,7 @@ from irqchip_core.testing.conformance.state import controllers
 from irqchip_core.testing.conformance.timers import MODE_2, PIT_HZ, start_pit
 from irqchip_core.testing.guest_cpu import Eoi
 from irqchip_core.testing.verdict import check, check_equal, refused
-from irqchip_core.x86 import lapic_registers as reg
+from irqchip_core.x86.lapic import registers as reg
 from irqchip_core.x86.state import PicSelect, PitRwMode, PitRwState
 
 BEYOND = 1 << 300

@@ -18,8 +18,8 @@ from irqchip_core.testing.conformance.timers import BOTH_BYTES, MODE_2, start, s
 from irqchip_core.testing.conformance.vcpus import woken
 from irqchip_core.testing.guest_cpu import Eoi, GuestCpu
 from irqchip_core.testing.verdict import NotApplicable, accepted, check, check_equal, refused, until
-from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86.chip import IrqChipX86_64
+from irqchip_core.x86.lapic import registers as reg
 from irqchip_core.x86.msi import MSI_ADDRESS_BASE
 from irqchip_core.x86.state import ELCR_MASKS, IoapicState, PicSelect, PicState, PitState
 

@@ -9,7 +9,7 @@ from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.conformance.base import Scenarios, needs
 from irqchip_core.testing.guest_cpu import Eoi, GuestCpu
 from irqchip_core.testing.verdict import NotApplicable, check, check_equal, until
-from irqchip_core.x86 import lapic_registers as reg
+from irqchip_core.x86.lapic import registers as reg
 
 DIVIDE_BY_1, DIVIDE_BY_16 = 0xB, 0x3
 ONE_SHOT, PERIODIC, TSC_DEADLINE = (mode << reg.LVT_TIMER_MODE_SHIFT for mode in (0, 1, 2))

@@ -21,8 +21,8 @@ from irqchip_core.errors import WrongType
 from irqchip_core.eventfd import Event
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqEventToken, IrqLevelEvent
 from irqchip_core.hookspecs import Probe
+from irqchip_core.hypervisor.vcpu import Vcpu, Vm
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute, RoutingTable, default_routes
-from irqchip_core.vcpu import Vcpu, Vm
 from irqchip_core.x86.shared_chip import PcIrqChip
 from irqchip_core.x86.state import LapicState
 from irqchip_kvm import Irqfds, KvmVm, VcpuSlots

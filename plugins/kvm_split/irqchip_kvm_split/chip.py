@@ -22,8 +22,8 @@ from irqchip_core.event_table import EventSlot
 from irqchip_core.eventfd import Event
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent
 from irqchip_core.hookspecs import Probe, irqchip_event_registered
+from irqchip_core.hypervisor.vcpu import Vcpu, Vm
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute, MsiSource, PinSource, RoutingTable
-from irqchip_core.vcpu import Vcpu, Vm
 from irqchip_core.x86.chipset.chip import ChipsetIrqChip
 from irqchip_core.x86.chipset.chipset import Chipset
 from irqchip_core.x86.state import MAXIMUM_PINS, LapicState

@@ -9,7 +9,7 @@ from typing_extensions import override
 from irqchip_core.hookspecs import API_VERSION, Backend, Probe, hookimpl
 
 if TYPE_CHECKING:
-    from irqchip_core.vcpu import Vm
+    from irqchip_core.hypervisor.vcpu import Vm
     from irqchip_kvm_split.chip import KvmSplitIrqChip
 
 

@@ -7,15 +7,15 @@ interrupts into vCPUs. Methods take the chipset's lock; those of `LocalApics` an
 from __future__ import annotations
 
 from irqchip_core.chip import VcpuRunState
-from irqchip_core.exits import MsrExit
+from irqchip_core.hypervisor.exits import MsrExit
+from irqchip_core.hypervisor.vcpu import Vcpu
 from irqchip_core.routes import RoutingTable
-from irqchip_core.vcpu import Vcpu
 from irqchip_core.x86.chipset.chipset import Chipset
 from irqchip_core.x86.counters import ChipCounters, vector_counts
 from irqchip_core.x86.destinations import Destinations
 from irqchip_core.x86.effects import ApicBaseChanged, Effects
-from irqchip_core.x86.lapic import Lapic
-from irqchip_core.x86.lapic_registers import IA32_APIC_BASE, IA32_TSC_DEADLINE
+from irqchip_core.x86.lapic.lapic import Lapic
+from irqchip_core.x86.lapic.registers import IA32_APIC_BASE, IA32_TSC_DEADLINE
 from irqchip_core.x86.msi import Message
 from irqchip_core.x86.state import LapicState
 from irqchip_userspace.pages import LapicPages

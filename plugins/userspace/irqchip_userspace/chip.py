@@ -18,15 +18,15 @@ from irqchip_core.bus import Bus
 from irqchip_core.chip import PC_CONTROLLERS, IrqChipCap, MPState, VcpuRunState
 from irqchip_core.clock import Clock
 from irqchip_core.errors import InvalidArgument, UnknownVcpu, Unsupported, WrongType
-from irqchip_core.exits import MsrExit
 from irqchip_core.hookspecs import Probe
+from irqchip_core.hypervisor.exits import MsrExit
+from irqchip_core.hypervisor.vcpu import Vcpu, VcpuX86_64, Vm
 from irqchip_core.routes import IOAPIC_PINS, IrqRoute
-from irqchip_core.vcpu import Vcpu, VcpuX86_64, Vm
 from irqchip_core.x86.chipset.chip import LAPIC_FREQUENCY, ChipsetIrqChip
 from irqchip_core.x86.chipset.chipset import Chipset
 from irqchip_core.x86.counters import ChipCounters
 from irqchip_core.x86.finalization import Place
-from irqchip_core.x86.lapic_registers import IA32_APIC_BASE, IA32_TSC, IA32_TSC_ADJUST, IA32_TSC_DEADLINE
+from irqchip_core.x86.lapic.registers import IA32_APIC_BASE, IA32_TSC, IA32_TSC_ADJUST, IA32_TSC_DEADLINE
 from irqchip_core.x86.state import LAPIC_BASE, MAXIMUM_PINS, LapicState
 from irqchip_core.x86.state_checks import check_lapic, check_mp_state
 from irqchip_userspace.apics import UserspaceApics
@@ -98,7 +98,8 @@ class UserspaceIrqChip(ChipsetIrqChip):
     def __init__(self, vm: Vm, vcpu_count: int, *, pins: int = IOAPIC_PINS, clock: Clock | None = None) -> None:
         refusal = probe(vm).refusal
         if refusal is not None:
-            raise WrongType(refusal, subject=NAME, argument="vm", remedy="give a VM of irqchip_core.vcpu.Vm's protocol")
+            remedy = "give a VM of irqchip_core.hypervisor.vcpu.Vm's protocol"
+            raise WrongType(refusal, subject=NAME, argument="vm", remedy=remedy)
         check_int(vcpu_count, 1, MAX_VCPUS, subject=NAME, argument="vcpu_count")
         check_int(pins, IOAPIC_PINS, MAXIMUM_PINS, subject=NAME, argument="pins")
         capabilities = _capabilities(vm)
@@ -162,7 +163,7 @@ class UserspaceIrqChip(ChipsetIrqChip):
                 f"it is a {type(vcpu).__name__}",
                 subject=NAME,
                 argument="vcpu",
-                remedy="give a vCPU of irqchip_core.vcpu.VcpuX86_64's protocol",
+                remedy="give a vCPU of irqchip_core.hypervisor.vcpu.VcpuX86_64's protocol",
             )
         if vcpu.id != vcpu_id:
             raise InvalidArgument(

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from irqchip_core.bus import Access, Bus, BusDevice
 from irqchip_core.errors import InvalidArgument
-from irqchip_core.x86.lapic_registers import APIC_BASE_RESET
+from irqchip_core.x86.lapic.registers import APIC_BASE_RESET
 from irqchip_core.x86.state import LAPIC_BASE
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ vectors are 0.
 
 from __future__ import annotations
 
-from irqchip_core.registers import DescriptorTable, Regs, Sregs
-from irqchip_core.registers import Segment as SegmentRegister
+from irqchip_core.hypervisor.registers import DescriptorTable, Regs, Sregs
+from irqchip_core.hypervisor.registers import Segment as SegmentRegister
 from irqchip_vmm.loaders.image import Image, LoadError, Segment
 
 BOOT_ADDRESS = 0x7C00

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from attrs import frozen
 
 from irqchip_core.errors import InvalidArgument
-from irqchip_core.registers import Regs, Sregs
+from irqchip_core.hypervisor.registers import Regs, Sregs
 from irqchip_vmm.memory import GuestMemory
 
 

@@ -16,8 +16,8 @@ from elftools.common.exceptions import ELFError
 from elftools.construct import ConstructError
 from elftools.elf.elffile import ELFFile
 
-from irqchip_core.registers import Regs, Sregs
-from irqchip_core.registers import Segment as SegmentRegister
+from irqchip_core.hypervisor.registers import Regs, Sregs
+from irqchip_core.hypervisor.registers import Segment as SegmentRegister
 from irqchip_vmm.loaders.image import Image, LoadError, Segment, check_segments
 
 SEARCH_BYTES = 8192

@@ -8,7 +8,7 @@ Not here: the local vector table and the interrupt itself. `Lapic` calls `expire
 
 from __future__ import annotations
 
-from irqchip_core.x86.lapic_registers import ONE_SHOT, PERIODIC, TIMER_DIVIDE_MASK, TSC_DEADLINE
+from irqchip_core.x86.lapic.registers import ONE_SHOT, PERIODIC, TIMER_DIVIDE_MASK, TSC_DEADLINE
 
 NANOSECONDS = 1_000_000_000
 SHORTEST_PERIOD = 200_000

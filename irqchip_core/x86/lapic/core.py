@@ -1,7 +1,7 @@
 """The working part of a local APIC: from messages, pins and the timer to the vector the processor takes next.
 
 Follows the Intel SDM vol. 3, chapter 12, for processors since the Pentium 4. The class to use is in `lapic`;
-the guest's accesses are in `lapic_access`, the timer's counters in `lapic_timer`, and which local APICs receive a
+the guest's accesses are in `access`, the timer's counters in `timer`, and which local APICs receive a
 message in `destinations`.
 
 Left out: focus processors, arbitration on the APIC bus, remote read (none exists since the Pentium).
@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from irqchip_core.errors import InvalidArgument
-from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86.effects import EOI_BROADCASTS, Effects, WakeAt
-from irqchip_core.x86.lapic_events import NO_EVENTS, PendingEvents
-from irqchip_core.x86.lapic_timer import LapicTimer
+from irqchip_core.x86.lapic import registers as reg
+from irqchip_core.x86.lapic.events import NO_EVENTS, PendingEvents
+from irqchip_core.x86.lapic.timer import LapicTimer
 from irqchip_core.x86.msi import EDGE, EXTINT, FIXED, INIT, LEVEL, LOWEST_PRIORITY, NMI, SMI, Message
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from irqchip_core.errors import IrqChipError, UnknownName
 from irqchip_core.hookspecs import Backend, Hypervisor
-from irqchip_core.plugins import Plugins
+from irqchip_core.plugins.discovery import Plugins
 
 DISTRIBUTIONS: Mapping[str, Mapping[str, str]] = {
     "backend": {

@@ -7,10 +7,10 @@ import sys
 from typing import Any
 
 from irqchip_core.chip import IrqChipCap
+from irqchip_core.cli.json_option import add_json, prints_text, write
 from irqchip_core.errors import NothingSuitable
-from irqchip_core.json_option import add_json, prints_text, write
-from irqchip_core.lookup import absent
-from irqchip_core.plugins import installed
+from irqchip_core.plugins.discovery import installed
+from irqchip_core.plugins.lookup import absent
 from irqchip_core.selection import Candidate, backend_reason, select, survey
 from irqchip_core.table import format_table, terminal_width
 

@@ -9,8 +9,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from irqchip_core.cli.json_option import add_json, check_file, prints_text, write
 from irqchip_core.errors import IrqChipError, PluginError
-from irqchip_core.json_option import add_json, check_file, prints_text, write
 
 if TYPE_CHECKING:
     import pytest

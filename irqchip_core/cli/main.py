@@ -14,19 +14,19 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from irqchip_core import json_option
-from irqchip_core.conformance_command import add_conformance
+from irqchip_core.cli import json_option
+from irqchip_core.cli.conformance import add_conformance
+from irqchip_core.cli.json_option import add_json
+from irqchip_core.cli.new_backend import add_new_backend
+from irqchip_core.cli.select import add_select
+from irqchip_core.cli.streams import unread_is_dropped
 from irqchip_core.errors import IrqChipError, UnknownName
 from irqchip_core.hookspecs import Backend
-from irqchip_core.json_option import add_json
-from irqchip_core.loading import run_with_timeout, time_limit
-from irqchip_core.new_backend import add_new_backend
-from irqchip_core.plugins import PluginRecord, Plugins, installed
-from irqchip_core.select_command import add_select
+from irqchip_core.plugins.discovery import PluginRecord, Plugins, installed
+from irqchip_core.plugins.loading import run_with_timeout, time_limit
+from irqchip_core.plugins.vms import Vms
 from irqchip_core.selection import find_backend, find_hypervisor, judge
-from irqchip_core.streams import unread_is_dropped
 from irqchip_core.table import format_table, terminal_width
-from irqchip_core.vms import Vms
 
 CORE = "irqchip-core"
 FAILED = 1

@@ -19,15 +19,15 @@ from irqchip_core.bus import Bus
 from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
 from irqchip_core.eventfd import Event
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqEventToken, IrqLevelEvent
-from irqchip_core.exits import MsrExit
 from irqchip_core.hookspecs import (
     hookimpl,
     irqchip_event_registered,
     irqchip_event_unregistered,
     irqchip_routes_changed,
 )
+from irqchip_core.hypervisor.exits import MsrExit
+from irqchip_core.hypervisor.vcpu import Vcpu, VcpuX86_64
 from irqchip_core.routes import IrqRoute
-from irqchip_core.vcpu import Vcpu, VcpuX86_64
 from irqchip_core.x86.chip import IrqChipX86_64
 from irqchip_core.x86.counters import ChipCounters
 from irqchip_core.x86.state import IoapicState, LapicState, PicSelect, PicState, PitState

@@ -8,10 +8,10 @@ from typing import Self
 from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import IrqChipError, NothingSuitable
 from irqchip_core.hookspecs import Hypervisor
-from irqchip_core.lookup import named
-from irqchip_core.offers import inside_a_backend
-from irqchip_core.plugins import Plugins, installed
-from irqchip_core.vcpu import Vm
+from irqchip_core.hypervisor.vcpu import Vm
+from irqchip_core.plugins.discovery import Plugins, installed
+from irqchip_core.plugins.lookup import named
+from irqchip_core.plugins.offers import inside_a_backend
 
 HYPERVISOR_VARIABLE = "IRQCHIP_HYPERVISOR"
 """Environment variable that names the hypervisor where the program does not."""

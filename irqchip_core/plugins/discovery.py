@@ -18,8 +18,8 @@ from attrs import define, field
 from irqchip_core.errors import DuplicateName, PluginError
 from irqchip_core.hook_manager import HookManager
 from irqchip_core.hookspecs import API_VERSION, Backend, Hypervisor
-from irqchip_core.loading import run_with_timeout, time_limit
-from irqchip_core.offers import BackendOffer, HypervisorOffer
+from irqchip_core.plugins.loading import run_with_timeout, time_limit
+from irqchip_core.plugins.offers import BackendOffer, HypervisorOffer
 
 ENTRY_POINT_GROUP = "irqchip"
 

@@ -11,8 +11,8 @@ from irqchip_core.errors import NothingSuitable, PluginError, WrongType
 from irqchip_core.hookspecs import Backend, Probe
 
 if TYPE_CHECKING:
+    from irqchip_core.hypervisor.vcpu import Vm
     from irqchip_core.selection import Candidate
-    from irqchip_core.vcpu import Vm
     from irqchip_core.x86.chip import IrqChipX86_64
 
 

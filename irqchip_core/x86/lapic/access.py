@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from irqchip_core.x86 import lapic_registers as reg
 from irqchip_core.x86.effects import ApicBaseChanged, Effects
-from irqchip_core.x86.lapic_core import FIRST_LEGAL_VECTOR, LapicCore
+from irqchip_core.x86.lapic import registers as reg
+from irqchip_core.x86.lapic.core import FIRST_LEGAL_VECTOR, LapicCore
 from irqchip_core.x86.msi import (
     ICR_DELIVERY_STATUS,
     ICR_SHORTHAND_SHIFT,

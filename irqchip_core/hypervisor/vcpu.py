@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol, Self, runtime_checkable
 
 from irqchip_core.clock import Clock
-from irqchip_core.exits import Exit, MsrExit
-from irqchip_core.registers import CpuidEntry, Regs, Sregs
+from irqchip_core.hypervisor.exits import Exit, MsrExit
+from irqchip_core.hypervisor.registers import CpuidEntry, Regs, Sregs
 
 
 @runtime_checkable

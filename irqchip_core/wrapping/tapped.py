@@ -22,8 +22,8 @@ from irqchip_core.event_table import EventSlot, EventTable
 from irqchip_core.eventfd import Event
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqEventToken, IrqLevelEvent
 from irqchip_core.hookspecs import irqchip_event_registered, irqchip_event_unregistered
+from irqchip_core.wrapping.wrapped import WrappedIrqChip
 from irqchip_core.x86.chip import IrqChipX86_64
-from irqchip_core.x86.wrapped import WrappedIrqChip
 
 _DeviceEvent = IrqEdgeEvent | IrqLevelEvent
 

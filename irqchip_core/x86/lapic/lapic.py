@@ -1,16 +1,16 @@
 """The local APIC: accesses, messages, pin levels and the time go in, effects and vectors come out.
 
-It does no I/O and reads no clock. Its working part is in `lapic_core`, the guest's accesses are in `lapic_access`; here
+It does no I/O and reads no clock. Its working part is in `core`, the guest's accesses are in `access`; here
 are saved state, and the class to use.
 """
 
 from __future__ import annotations
 
 from irqchip_core.errors import InvalidArgument
-from irqchip_core.x86 import lapic_registers as reg
-from irqchip_core.x86.lapic_access import READERS, LapicAccess
-from irqchip_core.x86.lapic_core import BIT, FIRST_LEGAL_VECTOR
-from irqchip_core.x86.lapic_events import NO_EVENTS, PendingEvents
+from irqchip_core.x86.lapic import registers as reg
+from irqchip_core.x86.lapic.access import READERS, LapicAccess
+from irqchip_core.x86.lapic.core import BIT, FIRST_LEGAL_VECTOR
+from irqchip_core.x86.lapic.events import NO_EVENTS, PendingEvents
 from irqchip_core.x86.msi import ICR_DELIVERY_STATUS
 from irqchip_core.x86.state import LapicState
 from irqchip_core.x86.state_checks import check_lapic

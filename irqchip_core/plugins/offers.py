@@ -15,12 +15,12 @@ from typing_extensions import override
 
 from irqchip_core.errors import IrqChipError, PluginError, TimedOut
 from irqchip_core.hookspecs import Backend, Hypervisor, Probe
-from irqchip_core.loading import run_with_timeout, time_limit
+from irqchip_core.plugins.loading import run_with_timeout, time_limit
 
 if TYPE_CHECKING:
     from irqchip_core.chip import IrqChip
     from irqchip_core.clock import VirtualClock
-    from irqchip_core.vcpu import Vm
+    from irqchip_core.hypervisor.vcpu import Vm
 
 _T = TypeVar("_T")
 _under_way: contextvars.ContextVar[tuple[tuple[type, str], ...]] = contextvars.ContextVar("under_way", default=())
@@ -167,19 +167,19 @@ class HypervisorOffer(Hypervisor):
 
     @override
     def create_vm(self) -> Vm:
-        from irqchip_core.vcpu import Vm
+        from irqchip_core.hypervisor.vcpu import Vm
 
         return self._calls.make("create_vm", self.plugin.create_vm, Vm)
 
     @override
     def create_vm_in_virtual_time(self, clock: VirtualClock) -> Vm:
-        from irqchip_core.vcpu import Vm
+        from irqchip_core.hypervisor.vcpu import Vm
 
         return self._calls.make("create_vm_in_virtual_time", lambda: self.plugin.create_vm_in_virtual_time(clock), Vm)
 
     @override
     def try_create_vm(self, clock: VirtualClock | None = None) -> Vm | str:
-        from irqchip_core.vcpu import Vm
+        from irqchip_core.hypervisor.vcpu import Vm
 
         if type(self.plugin).try_create_vm is Hypervisor.try_create_vm or (clock and not self.virtual_time):
             return super().try_create_vm(clock)  # by the calls above

@@ -17,8 +17,8 @@ from string import Template
 
 from irqchip_core.errors import DuplicateName, InvalidArgument, IrqChipError
 from irqchip_core.hookspecs import API_VERSION
-from irqchip_core.lookup import DISTRIBUTIONS
-from irqchip_core.plugins import PluginRecord, Plugins, installed
+from irqchip_core.plugins.discovery import PluginRecord, Plugins, installed
+from irqchip_core.plugins.lookup import DISTRIBUTIONS
 
 COMMAND = "new-backend"
 
@@ -151,7 +151,7 @@ def _claims(record: PluginRecord) -> set[str]:
 
 
 def _write(root: Path, names: dict[str, str]) -> None:
-    template = importlib.resources.files("irqchip_core") / "template"
+    template = importlib.resources.files("irqchip_core.cli") / "template"
     for source, target in _FILES.items():
         path = root / Template(target).substitute(names)
         path.parent.mkdir(exist_ok=True)

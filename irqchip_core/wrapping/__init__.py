@@ -1,0 +1,1 @@
+"""Chips that change one thing of another chip."""
