@@ -34,30 +34,11 @@ class SystemAllocator:
         """The lowest free number that is `lowest` or above. With the lock."""
         return next((irq for irq in range(max(lowest, self._lowest), self._last + 1) if irq not in self._taken), None)
 
-    def _exhausted(self, lowest: int) -> Exhausted:
-        return Exhausted(
-            f"all interrupt numbers from {max(lowest, self._lowest)} to {self._last} are taken",
-            subject="SystemAllocator",
-            remedy="release some, or make the allocator with a higher last number",
-        )
-
     def allocate_irq(self) -> int | None:
         """Take the lowest free number; None if none is left."""
         with self._lock:
             if (irq := self._free(self._lowest)) is not None:
                 self._taken.add(irq)
-            return irq
-
-    def allocate_irq_from(self, lowest: int) -> int:
-        """Take the lowest free number that is `lowest` or above.
-
-        Raises:
-            Exhausted: None is left; nothing was taken.
-        """
-        with self._lock:
-            if (irq := self._free(lowest)) is None:
-                raise self._exhausted(lowest)
-            self._taken.add(irq)
             return irq
 
     def start_at(self, lowest: int) -> None:
@@ -68,7 +49,11 @@ class SystemAllocator:
         """
         with self._lock:
             if self._free(lowest) is None:
-                raise self._exhausted(lowest)
+                raise Exhausted(
+                    f"all interrupt numbers from {max(lowest, self._lowest)} to {self._last} are taken",
+                    subject="SystemAllocator",
+                    remedy="release some, or make the allocator with a higher last number",
+                )
             self._lowest = max(lowest, self._lowest)
 
     def reserve_irq(self, irq: int) -> bool:

@@ -221,12 +221,9 @@ def test_the_allocator_gives_the_lowest_free_number() -> None:
     assert not allocator.reserve_irq(8)
 
 
-def test_allocating_from_a_number_up_takes_that_one_only() -> None:
-    allocator = SystemAllocator(first=5)
-    assert allocator.allocate_irq_from(24) == 24
-    assert allocator.allocate_irq() == 5
+def test_an_allocator_without_a_number_is_refused() -> None:
     with pytest.raises(Exhausted, match="all interrupt numbers from 30 to 30 are taken"):
-        SystemAllocator(30, 30, frozenset({30})).allocate_irq_from(24)
+        SystemAllocator(30, 30, frozenset({30})).start_at(24)
     with pytest.raises(InvalidArgument, match="is empty"):
         SystemAllocator(9, 8)
 
@@ -236,7 +233,7 @@ def test_an_allocator_that_starts_higher_gives_out_no_lower_number() -> None:
     assert allocator.allocate_irq() == 5
     allocator.start_at(24)
     assert allocator.release_irq(5)
-    assert allocator.allocate_irq_from(0) == 24
+    assert allocator.allocate_irq() == 24
     for lowest in (25, 27, 10_000):
         taken = allocator.reserve_irq(26)
         with pytest.raises(Exhausted):

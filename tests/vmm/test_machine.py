@@ -173,7 +173,7 @@ def test_running_out_of_lines() -> None:
             pass
         with pytest.raises(Exhausted):
             machine.edge_irq(name="one too many")
-        with pytest.raises(Exhausted):
+        with pytest.raises(Exhausted, match="Machine: all numbers for messages are taken"):
             machine.msi_irq(name="one too many")
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import Self, TypeVar
 
-from irqchip_core.allocator import SystemAllocator
+from irqchip_core.allocator import FIRST_IRQ, SystemAllocator
 from irqchip_core.arguments import check_int
 from irqchip_core.bus import Bus, BusDevice
 from irqchip_core.chip import PC_CONTROLLERS, IrqChip, IrqChipCap
@@ -167,6 +167,7 @@ class Machine:
         self.io_bus = Bus("I/O")
         self.mmio_bus = Bus("MMIO")
         self.allocator = SystemAllocator()
+        self.allocator.start_at(IOAPIC_PINS)  # those below are lines
         self.irqs: list[EdgeIrq | LevelIrq] = []
         self._image: Image | None = None
         self._loop = DeviceLoop(self._device_failed, self.virtual_clock)
@@ -235,16 +236,16 @@ class Machine:
 
     def msi_irq(self, *, name: str, device_id: DeviceId = PlatformDeviceId.DEBUG_CONSOLE) -> MsiIrq:
         """A message on a GSI of its own; it reaches nothing until `MsiIrq.set_message`. Raises as `edge_irq` does."""
-        gsi = self.allocator.allocate_irq_from(IOAPIC_PINS)
+        gsi = self.allocator.allocate_irq()
+        if gsi is None:
+            raise Exhausted("all numbers for messages are taken", subject="Machine", remedy="use fewer messages")
         return self._keep(MsiIrq(self.chip, gsi, IrqEventSource(device_id, 0, name)))
 
     def _free_line(self) -> int:
-        gsi = self.allocator.allocate_irq()
-        if gsi is None or gsi >= IOAPIC_PINS:  # those drive no pin
-            if gsi is not None:
-                self.allocator.release_irq(gsi)
-            raise Exhausted("all lines are taken", subject="Machine", remedy="share a line: give its gsi")
-        return gsi
+        for gsi in range(FIRST_IRQ, IOAPIC_PINS):
+            if self.allocator.reserve_irq(gsi):
+                return gsi
+        raise Exhausted("all lines are taken", subject="Machine", remedy="share a line: give its gsi")
 
     def _keep(self, irq: _Irq) -> _Irq:
         self.irqs.append(irq)
