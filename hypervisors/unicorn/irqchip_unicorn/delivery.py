@@ -2,7 +2,7 @@
 
 The emulator hands every event over instead of going through IVT or IDT; this does what the processor would, on
 the saved context and guest memory. Registers change only when nothing faults any more. Task gates are left out.
-Intel SDM vol. 3, chapter 7 (6 in older editions), and 22.1 (20.1) for real mode.
+Intel SDM vol. 3, chapter 7, and 22.1 for real mode.
 """
 
 from __future__ import annotations

@@ -233,7 +233,7 @@ class Intercepts:
             raise GuestFault(GP, 0)
 
     def _permitted(self, port: int, size: int) -> bool:
-        # Intel SDM vol. 1, 20.5.2: the bits of all ports touched must be 0, and both bytes within the segment.
+        # Intel SDM vol. 1, "I/O Permission Bit Map": the bits of all ports must be 0, and both bytes in the TSS.
         _, base, limit, flags = self._context.segment(c.TR)
         if not flags >> 8 & 8 or limit < _TSS_IO_MAP_BASE + 1:
             return False

@@ -138,7 +138,7 @@ class Msrs:
         return not value & ~allowed and (not mode & APIC_BASE_EXTD or (mode == _MODES and self._cpuid.has_x2apic()))
 
     def _write_apic_base(self, value: int) -> None:
-        # Intel SDM vol. 3, 12.12.5 (10.12.5): between the modes only along the arrows of the figure.
+        # Intel SDM vol. 3, 12.12.5: between the modes only along the arrows of the figure.
         old, new = self.apic_base & _MODES, value & _MODES
         if not self.allows_apic_base(value) or (old, new) in ((0, _MODES), (_MODES, APIC_BASE_ENABLE)):
             raise GuestFault(GP, 0)

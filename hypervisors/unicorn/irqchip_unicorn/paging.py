@@ -1,7 +1,7 @@
 """Linear memory as the guest's page tables map it: what is needed to deliver an interrupt or to look at code.
 
 Walks the tables in guest memory as the processor does, sets accessed and dirty bits, and faults. Unlike the
-emulator it keeps no translations. Intel SDM vol. 3, chapter 5 (4.3 to 4.7 in older editions).
+emulator it keeps no translations. Intel SDM vol. 3, 5.3 to 5.7.
 """
 
 from __future__ import annotations

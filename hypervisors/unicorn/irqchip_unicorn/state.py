@@ -161,7 +161,7 @@ def cpl(context: Context) -> int:
 
 
 def reset(context: Context) -> None:
-    """The state after power-up (Intel SDM vol. 3, table 10-1)."""
+    """The state after power-up (Intel SDM vol. 3, table 11-1)."""
     context.registers = (0,) * 16 + (0xFFF0,)
     context.set_register(c.RDX, 0x600)  # family 6
     context.rflags = RFLAGS_FIXED

@@ -1,6 +1,6 @@
 """Port 0x61 for a chip whose PIT does not have it: KVM's, made without KVM_PIT_SPEAKER_DUMMY.
 
-    0x61 (RW)  system control port B (Intel 82371AB, 4.2.5); the NMI bits read 0
+    0x61 (RW)  system control port B (Intel 82371AB, register NMISC); the NMI bits read 0
            bit 0  gate of counter 2
            bit 1  speaker data
            bit 4  refresh (RO): toggles every 15 microseconds

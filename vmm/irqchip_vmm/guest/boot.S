@@ -14,7 +14,7 @@ header: .long   MULTIBOOT_MAGIC, MULTIBOOT_FLAGS, -(MULTIBOOT_MAGIC + MULTIBOOT_
 .code32
 start:
         cli
-        # Identity-map the first and the fourth GiB with pages of 2 MiB (SDM vol. 3, 4.5): memory, and the devices.
+        # Identity-map the first and the fourth GiB with pages of 2 MiB (SDM vol. 3, 5.5): memory, and the devices.
         .equ PRESENT_WRITABLE, 0b11
         .equ CACHE_DISABLE,    1 << 4
         .equ PAGE_2M,          1 << 7
@@ -32,7 +32,7 @@ start:
         cmp     ecx, 512
         jb      1b
 
-        # Long mode: PAE, the tables, EFER.LME, then paging (SDM vol. 3, 10.8.5).
+        # Long mode: PAE, the tables, EFER.LME, then paging (SDM vol. 3, 11.8.5).
 .macro enter_long_mode
         mov     eax, CR4_PAE
         mov     cr4, eax
@@ -70,7 +70,7 @@ vcpu_init:
         mov     dword ptr [r15 + LAPIC_DIVIDE], DIVIDE_BY_1
         ret
 
-# --- The other vCPUs: INIT, then a start-up IPI (SDM vol. 3, 9.4.4). One at a time, each answers with a reply ---
+# --- The other vCPUs: INIT, then a start-up IPI (SDM vol. 3, 10.4.4). One at a time, each answers with a reply ---
 start_processors:
         mov     ecx, S_IPI_REPLY                # the row of the replies, taken by vCPU 0
         xor     ebp, ebp
