@@ -42,16 +42,16 @@ def irqchip_backend():
 @pytest.fixture
 def micro(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A backend that comes before all others, and whose chip has local APICs and messages only."""
-    from irqchip_core import plugins
+    from irqchip_core.plugins import discovery
 
     (tmp_path / "micro_plugin.py").write_text(MICRO)
     monkeypatch.syspath_prepend(str(tmp_path))
     found: Callable[..., Any] = importlib.metadata.entry_points
     mine = importlib.metadata.EntryPoint("micro", "micro_plugin", "irqchip")
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **wanted: [*found(**wanted), mine])
-    plugins.installed.cache_clear()
+    discovery.installed.cache_clear()
     yield
-    plugins.installed.cache_clear()
+    discovery.installed.cache_clear()
 
 
 @pytest.mark.usefixtures("micro")
