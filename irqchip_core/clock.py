@@ -6,6 +6,7 @@ stands still until a caller advances it: a test, or a VMM in which the guest's i
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from typing import Protocol
 from typing_extensions import override
 
 from irqchip_core.errors import InvalidArgument
+
+_log = logging.getLogger(__name__)
 
 
 class Alarm(Protocol):
@@ -95,7 +98,10 @@ class _ThreadAlarm(Alarm):
                 if self._closed:
                     return
                 self._when = None
-            self._ring()
+            try:
+                self._ring()
+            except Exception:  # the thread serves other timers, too
+                _log.exception("a timer failed")
 
     def _left(self) -> float | None:
         """Seconds until the alarm, 0 if it is due, None if it is not set."""

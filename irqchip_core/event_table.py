@@ -9,7 +9,7 @@ import threading
 
 from attrs import frozen
 
-from irqchip_core.errors import InvalidArgument
+from irqchip_core.errors import Closed, InvalidArgument
 from irqchip_core.eventfd import Event
 from irqchip_core.events import (
     IrqEdgeEvent,
@@ -42,13 +42,16 @@ class EventTable:
         self._slots: dict[int, EventSlot] = {}
         self._level: dict[int, list[EventSlot]] = {}  # by GSI, those with a resample event
         self._next = 0
+        self._closed = False
         self._lock = threading.Lock()
 
     def append(self, gsi: int, event: IrqEdgeEvent | IrqLevelEvent, source: IrqEventSource) -> IrqEventIndex:
-        """Register clones of `event`; raises `Closed` if it is closed."""
+        """Register clones of `event`; raises `Closed` if it or the table is closed."""
         clone = event.try_clone()
         resample = clone.get_resample() if isinstance(clone, IrqLevelEvent) else None
         with self._lock:
+            if self._closed:
+                raise Closed("the chip is closed", subject="EventTable", remedy="register events before the last close")
             index = self._next
             self._next += 1
             slot = self._slots[index] = EventSlot(gsi, clone.get_trigger(), resample, source)
@@ -117,6 +120,7 @@ class EventTable:
     def close(self) -> None:
         """Close all clones. Indices given out stay valid and name empty slots."""
         with self._lock:
+            self._closed = True
             slots = list(self._slots.values())
             self._slots.clear()
             self._level.clear()

@@ -78,6 +78,23 @@ def test_virtual_time_does_not_go_back() -> None:
     assert (clock.now(), rung) == (7, [])
 
 
+def test_real_time_goes_on_after_a_ring_that_failed(caplog: pytest.LogCaptureFixture) -> None:
+    clock = MonotonicClock()
+    rung = threading.Semaphore(0)
+
+    def ring() -> None:
+        rung.release()
+        raise ValueError("broken")
+
+    alarm = clock.alarm(ring)
+    alarm.start()
+    for _ in range(2):
+        alarm.set(clock.now())
+        assert rung.acquire(timeout=10)
+    alarm.close()
+    assert caplog.text.count("ValueError: broken") == 2
+
+
 def test_real_time_rings_on_a_thread_of_its_own() -> None:
     clock = MonotonicClock()
     rung = threading.Event()

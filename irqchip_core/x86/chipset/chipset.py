@@ -118,10 +118,11 @@ class DelayingLock:
         acquire: That of `threading.Lock`.
     """
 
-    __slots__ = ("_mutex", "acquire", "delayed", "trigger")
+    __slots__ = ("_guard", "_mutex", "acquire", "delayed", "trigger")
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
+        self._guard = threading.Lock()  # of the trigger's end
         self.acquire = self._mutex.acquire
         self.delayed: deque[tuple[IrqEventIndex, int]] = deque()
         self.trigger = Event()
@@ -129,7 +130,14 @@ class DelayingLock:
     def release(self) -> None:
         self._mutex.release()
         if self.delayed:
-            self.trigger.signal()
+            with self._guard:
+                if not self.trigger.closed:
+                    self.trigger.signal()
+
+    def close(self) -> None:
+        """Close the trigger. Signals that are delayed later stay so."""
+        with self._guard:  # or a release could write to a file that has the descriptor next
+            self.trigger.close()
 
     def __enter__(self) -> None:
         self.acquire()
@@ -267,9 +275,15 @@ class Chipset:
             while lock.delayed:
                 index, signals = lock.delayed.popleft()
                 delayed[index] = delayed.get(index, 0) + signals
+            failure: Exception | None = None
             for index, signals in delayed.items():
-                if (slot := self.events.slot(index)) is not None:
-                    self._signalled(index, slot, signals)
+                try:
+                    if (slot := self.events.slot(index)) is not None:
+                        self._signalled(index, slot, signals)
+                except Exception as error:  # the others are not delayed any more
+                    failure = failure or error
+            if failure is not None:
+                raise failure
         finally:
             lock.release()
 
@@ -298,14 +312,14 @@ class Chipset:
 
     def _send(self, gsi: int, asserted: Callable[[], Effects]) -> None:
         """Send the messages of a GSI; `asserted` counts it, and returns effects, these messages among them."""
+        sent: tuple[Message, ...] = ()
         if self.apics.lock_free:
-            for message in self.lines.messages(gsi):
+            sent = self.lines.messages(gsi)
+            for message in sent:
                 self.apics.deliver(message)
         with self.lock:
-            effects = asserted()
-            if self.apics.lock_free:
-                effects = tuple(effect for effect in effects if not isinstance(effect, Message))
-            self.carry_out(effects)
+            # Other messages than those sent are of routes that have changed since.
+            self.carry_out(tuple(effect for effect in asserted() if effect not in sent))
 
     def broadcast_eoi(self, vector: int) -> None:
         """A local APIC ended level-triggered interrupt `vector`."""
@@ -356,9 +370,11 @@ class Chipset:
             now = self.clock.now()
             self._alarm_at, self._expiring = None, True
             try:
-                self.carry_out((*self.ioapic.expire(now), *self.pit.expire(now)))
-                self.wake_at(self.ioapic.wake_at)
-                self.wake_at(self.apics.expire(now))
+                try:
+                    self.carry_out((*self.ioapic.expire(now), *self.pit.expire(now)))
+                finally:  # an error of one interrupt stops no timer
+                    self.wake_at(self.ioapic.wake_at)
+                    self.wake_at(self.apics.expire(now))
             finally:
                 self._expiring = False
                 if self._alarm_at is not None:
@@ -411,7 +427,8 @@ class Chipset:
         """Stop the timers and close all events. Call it without `lock`."""
         self._alarm.close()
         with self.lock:
+            self._carriers = dict.fromkeys(self._carriers, lambda effect: None)  # guests may go on to use the buses
             self.events.close()
             self.lock.delayed.clear()
-        self._timer.close()
-        self.lock.trigger.close()
+            self._timer.close()
+        self.lock.close()
