@@ -6,7 +6,6 @@ state of PICs, IOAPIC and PIT. The derived chip connects events, changes routes 
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import threading
@@ -86,16 +85,22 @@ class SharedIrqChip(IrqChipX86_64):
         """Start time, as the devices are on their buses now."""
 
     def _release(self) -> None:
-        """Release all resources, after the last handle was closed."""
+        """Release all resources, after the last handle was closed: its public methods already raise `Closed`."""
 
     # Handles
 
     @override
     def try_clone(self) -> Self:
-        clone = copy.copy(self)
         with self._handles.lock:
+            if self._is_closed:  # looked up before
+                _Nothing(self.name)._refuse()
+            clone = object.__new__(type(self))
+            vars(clone).update(vars(self))
             self._handles.open += 1
         return clone
+
+    def __copy__(self) -> Self:
+        return self.try_clone()
 
     @override
     def close(self) -> None:
@@ -106,11 +111,13 @@ class SharedIrqChip(IrqChipX86_64):
             self.__class__ = _closed(kind)
             self._handles.open -= 1
             last = not self._handles.open
-        if last:
-            kind._release(self)
-        nothing = _Nothing(self.name)
-        for name in vars(self).keys() - _KEPT:
-            setattr(self, name, nothing)
+        try:
+            if last:
+                kind._release(self)
+        finally:
+            nothing = _Nothing(self.name)
+            for name in vars(self).keys() - _KEPT:
+                setattr(self, name, nothing)
 
     # Events, lines and routes
 
@@ -189,7 +196,7 @@ class _Nothing:
     def _refuse(self, *args: object) -> NoReturn:
         raise Closed("the chip is closed", subject=self._subject, remedy="keep the handle open, or use another clone")
 
-    __getattr__ = __getitem__ = __len__ = _refuse
+    __getattr__ = __getitem__ = __len__ = __call__ = _refuse
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus
@@ -846,3 +848,45 @@ def test_a_closed_handle_says_so(board: Board) -> None:
         with pytest.raises(Closed, match="userspace: the chip is closed"):
             call()
     board.chip.service_irq(5, True)
+
+
+def test_a_handle_that_is_copied_is_a_clone() -> None:
+    chip = UserspaceIrqChip(FakeVm(), 1)
+    copied = copy.copy(chip)
+    chip.close()
+    with IrqEdgeEvent() as event:
+        copied.register_edge_irq_event(5, event, SOURCE)
+    copied.close()
+    with pytest.raises(Closed):
+        copied.service_irq(5, True)
+
+
+def test_methods_looked_up_before_the_end_raise_and_count_no_handle(monkeypatch: pytest.MonkeyPatch) -> None:
+    chip = UserspaceIrqChip(FakeVm(), 1)
+    clone, closed = chip.try_clone(), list[bool]()
+    methods = [clone.try_clone, clone.irq_event_tokens, clone.kick_halted_vcpus]
+    clone.close()
+    for method in methods:
+        with pytest.raises(Closed):
+            method()
+    alarm: Any = chip._chipset._alarm
+    monkeypatch.setattr(alarm, "close", lambda: closed.append(True))
+    chip.close()
+    assert closed == [True]
+
+
+def test_a_chip_whose_release_fails_is_closed_all_the_same() -> None:
+    class Failing(UserspaceIrqChip):
+        @override
+        def _release(self) -> None:
+            super()._release()
+            raise OSError("release")
+
+    chip = Failing(FakeVm(), 1)
+    service = chip.service_irq
+    with pytest.raises(OSError, match="release"):
+        chip.close()
+    chip.close()
+    for method in (chip.service_irq, service):
+        with pytest.raises(Closed):
+            method(5, True)
