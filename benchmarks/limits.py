@@ -31,10 +31,15 @@ def start_with_library(arguments: Sequence[str]) -> None:
         sys.exit(subprocess.run([sys.executable, "-m", *arguments], env=environment).returncode)
 
 
+def path_of_library() -> str | None:
+    """Where the library is, for LD_PRELOAD of another program; None without a compiler."""
+    return os.environ.get(_LIBRARY)
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The library; None without a compiler."""
-    path = os.environ.get(_LIBRARY)
+    path = path_of_library()
     if path is None:
         return None
     os.environ.pop("LD_PRELOAD", None)  # not for the programs that this one starts

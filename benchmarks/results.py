@@ -28,7 +28,9 @@ def quantity(value: float, unit: str) -> str:
 def _cells(row: Row, columns: Sequence[str], before: Mapping[tuple[str, str], Row] | None) -> list[str]:
     sample = row.samples.get(OURS)
     if sample is None:
-        return [row.name, f"not measured: {row.reason}", *[""] * (len(columns) + 1 + (before is not None))]
+        others = [f"{name} {quantity(found.median, row.unit)}" for name, found in row.samples.items()]
+        reason = "; ".join([f"not measured: {row.reason}", *others])
+        return [row.name, reason, *[""] * (len(columns) + 1 + (before is not None))]
     cells = [
         row.name,
         quantity(sample.median, row.unit),
@@ -37,7 +39,9 @@ def _cells(row: Row, columns: Sequence[str], before: Mapping[tuple[str, str], Ro
     for column in columns:
         limit = row.samples.get(column)
         cells.append(
-            "" if limit is None else f"{quantity(limit.median, row.unit)} (x {sample.median / limit.median:.3g})"
+            row.reason
+            if limit is None
+            else f"{quantity(limit.median, row.unit)} (x {sample.median / limit.median:.3g})"
         )
     if before is not None:
         earlier = before.get((row.group, row.name))

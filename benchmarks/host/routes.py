@@ -70,16 +70,16 @@ def _replace_one(chip: str, count: int, scale: Scale) -> Row:
 
 
 def _all_at_once(chip: str, scale: Scale) -> Row:
-    routes = _messages(scale.events)
+    routes = _messages(scale.events - ROUTES_AT_RESET)
     with made(chip, "kvm") as (_, irqchip):
         ways = {OURS: timed(partial(irqchip.set_irq_routes, routes))}
-        ways |= _limits(chip, _kernel_table(scale.events), 1)
+        ways |= _limits(chip, _kernel_table(len(routes)), 1)
         return Row("set_irq_routes", f"{chip}: {len(routes)} at once", in_turn(ways, scale.repeats))
 
 
 def _one_by_one(chip: str, scale: Scale) -> Row:
     """The whole of it, once: it takes seconds."""
-    routes = _messages(scale.events)
+    routes = _messages(scale.events - ROUTES_AT_RESET)
     with made(chip, "kvm") as (_, irqchip):
 
         def add() -> None:

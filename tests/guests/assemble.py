@@ -12,12 +12,14 @@ from pathlib import Path
 GUESTS = Path(__file__).parent
 DEMO = GUESTS.parent.parent / "vmm" / "irqchip_vmm" / "guest" / "demo.S"
 EXAMPLES = GUESTS.parent.parent / "vmm" / "examples"
+BENCHMARKS = GUESTS.parent.parent / "benchmarks" / "guest"
 KIT = GUESTS.parent.parent / "irqchip_core" / "testing"
 LOAD_ADDRESS = {
     "real": 0x7C00,
     "examples": 0x7C00,
     "multiboot": 0x100000,
     "stress": 0x100000,
+    "guest": 0x100000,
     "testing": 0x1000,
     "features": 0x1000,
 }
@@ -25,7 +27,8 @@ LOAD_ADDRESS = {
 
 def sources() -> list[Path]:
     """The source of each guest."""
-    return [DEMO, *sorted(GUESTS.glob("*/*.S")), *sorted(EXAMPLES.glob("*.S")), *sorted(KIT.glob("*.S"))]
+    others = (folder.glob("*.S") for folder in (EXAMPLES, KIT, BENCHMARKS))
+    return [DEMO, *sorted(GUESTS.glob("*/*.S")), *(source for found in others for source in sorted(found))]
 
 
 def binary_of(source: Path) -> Path:
