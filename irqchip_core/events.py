@@ -67,7 +67,7 @@ class IrqLevelEvent:
     """One signal asserts the line, which stays asserted until the guest ends the interrupt.
 
     Then the chip lowers the line and signals the resample event; the device looks at its own state
-    and triggers again if it still wants service.
+    and triggers again if it still needs service.
 
     Args:
         trigger: An event to adopt; a new one is made without it.

@@ -24,16 +24,16 @@ PULSES_NS = 0x8000 * 1_000_000_000 // 1_193_182
 
 
 class Stopwatch(BusDevice):
-    """Remembers what a guest tells it, and when."""
+    """Records the values that a guest writes, and when."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.told: list[int] = []
+        self.written: list[int] = []
         self.times: list[int] = []
 
     @override
     def write(self, access: Access, value: int) -> None:
-        self.told.append(value)
+        self.written.append(value)
         self.times.append(self.clock.now())
 
 
@@ -51,8 +51,8 @@ def calibrate(names: tuple[str, str], *, deterministic: bool = False) -> int:
     stopwatch, outcome = run("calibrate", names, deterministic=deterministic)
     assert outcome is Outcome.EXIT
     # With mode 0 the output falls, but KVM's only when the count comes.
-    assert [value & (GATE | SPEAKER) for value in stopwatch.told] == [0, GATE, GATE, GATE, SPEAKER]
-    assert [value & OUTPUT for value in stopwatch.told[3:]] == [OUTPUT, OUTPUT]
+    assert [value & (GATE | SPEAKER) for value in stopwatch.written] == [0, GATE, GATE, GATE, SPEAKER]
+    assert [value & OUTPUT for value in stopwatch.written[3:]] == [OUTPUT, OUTPUT]
     return stopwatch.times[3] - stopwatch.times[2]
 
 
@@ -135,5 +135,5 @@ def test_wide_accesses_reach_devices_of_8_bits_byte_by_byte(names: tuple[str, st
     stopwatch, outcome = run("wide", names)
     assert outcome is Outcome.RESET
     expected = EXPECTED if names[0] == "kvm_kernel" else EXPECTED + ON_THE_BUS
-    told = stopwatch.told[: len(expected)]
-    assert [(what, value) for (what, _), value in zip(expected, told, strict=True)] == expected
+    written = stopwatch.written[: len(expected)]
+    assert [(what, value) for (what, _), value in zip(expected, written, strict=True)] == expected

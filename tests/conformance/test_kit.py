@@ -122,7 +122,7 @@ def test_progress_shows_on_a_terminal(tmp_path: Path) -> None:
     process = subprocess.Popen(command, cwd=tmp_path, stdout=its_end, stderr=its_end, stdin=subprocess.DEVNULL)
     os.close(its_end)
     shown = b""
-    with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
+    with contextlib.suppress(OSError):  # EIO: the other end is closed
         while data := os.read(terminal, 4096):
             shown += data
     os.close(terminal)

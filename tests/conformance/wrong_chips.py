@@ -58,7 +58,7 @@ def with_parts(chip: type[UserspaceIrqChip] = UserspaceIrqChip, **parts: type) -
                 for name in parts.keys() & vars(module).keys():
                     patches.enter_context(mock.patch.object(module, name, parts[name]))
                     replaced.add(name)
-            assert replaced == set(parts), f"nobody uses {set(parts) - replaced}"
+            assert replaced == set(parts), f"no scenario uses {set(parts) - replaced}"
             return chip(vm, vcpu_count)
 
     return create

@@ -1,4 +1,4 @@
-"""What events are made of: the tests of events, and of those who wait for them, run with both."""
+"""Kinds of events (eventfd, socket pair): the tests of events and of loops run with both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Buses: who answers an access, and what the guest sees when no one does. And the numbers handed out."""
+"""Buses: which device answers an access, and what the guest reads if none does. And allocated numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from irqchip_core.errors import Exhausted, InvalidArgument
 
 
 class Recorder(BusDevice):
-    """Remembers accesses and answers reads with all ones, more than were asked for."""
+    """Records accesses and answers reads with all ones, more bytes than were read."""
 
     debug_label = "recorder"
 
@@ -176,7 +176,7 @@ def test_removed_ranges_can_be_used_again() -> None:
 
 
 class Meeting(BusDevice):
-    """Tells whether two accesses were ever inside at the same time."""
+    """Detects whether two accesses were ever inside at the same time."""
 
     def __init__(self, *, self_synchronized: bool) -> None:
         self.self_synchronized = self_synchronized

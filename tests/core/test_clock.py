@@ -1,4 +1,4 @@
-"""Clocks: virtual time passes as it is told to, real time by itself; both ring alarms."""
+"""Clocks: virtual time passes by calls, real time by itself; both ring alarms."""
 
 from __future__ import annotations
 

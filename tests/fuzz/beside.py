@@ -23,7 +23,7 @@ Action = tuple[str, dict[str, Any]]
 
 
 class Counted(Protocol):
-    """An oracle that knows how many accesses it got."""
+    """An oracle that counts its accesses."""
 
     accesses: int
 

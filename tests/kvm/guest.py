@@ -113,7 +113,7 @@ def taken(vcpu: KvmVcpu) -> int:
 
 
 class Runner(threading.Thread):
-    """A thread that runs a vCPU until it is told to stop, and counts what comes back."""
+    """A thread that runs a vCPU until it is to stop, and counts the exits."""
 
     def __init__(self, vcpu: KvmVcpu) -> None:
         super().__init__()

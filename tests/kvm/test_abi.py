@@ -152,12 +152,12 @@ def field_offsets(layout: Struct) -> list[int]:
 
 @functools.cache
 def header() -> dict[str, int]:
-    """What the compiler says of every expression the tests ask about; macros the header lacks are not there."""
-    asked = [f"sizeof(struct {name})" for name in STRUCTS]
-    asked += [f"offsetof(struct {which})" for which in OFFSETS]
-    asked += [f"offsetof(struct {name}, {field})" for _, name, fields in FIELDS.values() for field in fields]
+    """The compiler's value of every expression that the tests use; macros that the header lacks are left out."""
+    expressions = [f"sizeof(struct {name})" for name in STRUCTS]
+    expressions += [f"offsetof(struct {which})" for which in OFFSETS]
+    expressions += [f"offsetof(struct {name}, {field})" for _, name, fields in FIELDS.values() for field in fields]
     lines = ["#include <stddef.h>", "#include <stdio.h>", "#include <linux/kvm.h>", "int main(void) {"]
-    lines += [f'printf("%s=%lld\\n", "{what}", (long long)({what}));' for what in dict.fromkeys(asked)]
+    lines += [f'printf("%s=%lld\\n", "{what}", (long long)({what}));' for what in dict.fromkeys(expressions)]
     for name in [*REQUESTS, *CONSTANTS]:
         lines += [f"#ifdef {name}", f'printf("{name}=%lld\\n", (long long)({name}));', "#endif"]
     lines += ["return 0; }"]

@@ -1,4 +1,4 @@
-"""Kicks: none is lost, whatever it meets, and they merge."""
+"""Kicks: none is lost in any state of the vCPU, and kicks before one return are coalesced."""
 
 from __future__ import annotations
 
@@ -153,15 +153,15 @@ def test_kick_gets_through_where_all_signals_are_blocked(vm: KvmVm) -> None:
 def test_another_signal_interrupts_too(vm: KvmVm) -> None:
     """Its Python handler runs, on the main thread as always, and `run` comes back."""
     vcpu, _ = real_mode(vm, ENDLESS)
-    heard = []
-    old = signal.signal(signal.SIGALRM, lambda number, frame: heard.append(number))
+    received = []
+    old = signal.signal(signal.SIGALRM, lambda number, frame: received.append(number))
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         assert vcpu.run() == InterruptedExit()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
-    assert heard == [signal.SIGALRM]
+    assert received == [signal.SIGALRM]
 
 
 def test_the_guest_goes_on_where_it_was(vm: KvmVm) -> None:

@@ -158,7 +158,7 @@ def test_unmapped_memory_becomes_mmio(vm: KvmVm) -> None:
     exit_ = run_until_exit(vcpu)
     assert isinstance(exit_, MmioExit)
     assert exit_.address == 0x20000
-    view[0] = 1  # nobody's any more, but still there
+    view[0] = 1  # the VM is closed, but the memory is still mapped
     again = vm.map_memory(0x20000, 0x1000)
     assert again[0] == 0
     assert isinstance(run_until_exit(vcpu), IoExit)

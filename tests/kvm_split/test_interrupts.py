@@ -135,7 +135,7 @@ def test_an_interrupt_of_the_ioapic_is_in_the_local_apic_when_the_call_returns(
 
 
 def test_a_tick_of_the_rtc_is_sent_although_the_last_one_has_not_ended(chip: KvmSplitIrqChip, machine: Machine) -> None:
-    """KVM does not tell of the end of an edge, so there is nothing to hold ticks back for."""
+    """KVM does not report the end of an edge, so ticks are not held back."""
     program_ioapic(chip, {8: ioapic_entry(0x48)})
     for _ in range(3):
         chip.service_irq(8, True)

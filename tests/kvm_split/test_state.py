@@ -83,7 +83,7 @@ def test_a_level_interrupt_ends_where_the_guest_has_moved_to() -> None:
 
 @pytest.mark.parametrize("entered", [False, True])
 def test_a_vector_of_the_pics_that_kvm_has_but_not_the_guest_moves_along(entered: bool) -> None:
-    """KVM tells of it in no state, so the chip remembers it."""
+    """No state of KVM's has it, so the chip keeps it."""
     with booted("kvm_split") as machine, booted("kvm_split") as other:
         program_pics(machine.chip, primary_mask=0xFF & ~(1 << 5))
         program_ioapic(machine.chip, {})

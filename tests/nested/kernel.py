@@ -87,5 +87,5 @@ def fetch() -> Kernel:
         cache().mkdir(parents=True, exist_ok=True)
         subprocess.run(["dpkg-deb", "--extract", archive, cache()], check=True)
     kernel = find()
-    assert kernel, f"{package} holds no kernel that find() knows"
+    assert kernel, f"{package} has no kernel that find() finds"
     return kernel

@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
 
 
 def environment() -> dict[str, str]:
-    """The command's environment variables: inside there is KVM, and no test may skip itself for want of it."""
+    """The command's environment variables: inside there is KVM, so no test may be skipped for a missing KVM."""
     return {
         "PATH": "/bin",
         "HOME": "/root",
@@ -93,7 +93,7 @@ def run(argv: Sequence[str], *, deadline: float, processors: int = 1, echo: IO[b
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr)
         try:
             assert process.stdout
-            console = listen(process.stdout, begin + deadline, echo)
+            console = read_console(process.stdout, begin + deadline, echo)
             process.kill()  # unless it has ended
             if process.wait() > 0:
                 raise subprocess.CalledProcessError(process.returncode, command, stderr=errors.read_text())
@@ -106,15 +106,15 @@ def run(argv: Sequence[str], *, deadline: float, processors: int = 1, echo: IO[b
     return Outcome(status, records, console, time.monotonic() - begin)
 
 
-def listen(console: IO[bytes], until: float, echo: IO[bytes] | None) -> str:
+def read_console(console: IO[bytes], until: float, echo: IO[bytes] | None) -> str:
     """All that comes from `console` before its end or the time `until`."""
-    heard = bytearray()
+    received = bytearray()
     while select.select([console], [], [], max(0.0, until - time.monotonic()))[0]:
         new = os.read(console.fileno(), 1 << 16).replace(b"\r\n", b"\n")
         if not new:
             break
-        heard += new
+        received += new
         if echo:
             echo.write(new)
             echo.flush()
-    return heard.decode(errors="replace")
+    return received.decode(errors="replace")

@@ -36,7 +36,7 @@ _X2APIC, _TSC_DEADLINE = 1 << 21, 1 << 24  # CPUID leaf 1, ECX
 
 
 class KvmMachine:
-    """A VM whose chips are all in the kernel, and vCPUs that do what they are told, one at a time.
+    """A VM whose chips are all in the kernel, and vCPUs that execute one requested access at a time.
 
     Args:
         vcpus: How many; APIC ids from 0.

@@ -125,7 +125,7 @@ class Qemu:
         return self._exchange(*commands)
 
     def post(self, *commands: str) -> None:
-        """Send qtest commands whose answers tell nothing: later, but before anything else."""
+        """Send qtest commands whose answers have no information: later, but before the next command with one."""
         self.accesses += len(commands)
         self._posted += commands
         if len(self._posted) >= MOST_POSTED:
@@ -205,7 +205,7 @@ class Qemu:
     def take_interrupt(self) -> int | None:
         """Let the processor take an interrupt if INT is high; returns the vector, or None.
 
-        Vector 2 is the NMI's own and cannot be told from it.
+        Vector 2 is that of the NMI, and cannot be distinguished from it.
         """
         self.accesses += 1
         self._exchange(f"writew {_RESULT:#x} 0")

@@ -124,7 +124,7 @@ def test_observers_follow_the_life_of_a_chip(install: Install) -> None:
     with create_irqchip("good", vm=vm, plugins=found) as chip, IrqEdgeEvent() as event:
         chip.register_edge_irq_event(4, event, IrqEventSource(PlatformDeviceId.SERIAL, 0, "COM1"))
         chip.unregister_edge_irq_event(4, event)
-        chip.unregister_edge_irq_event(4, event)  # nothing was there: no one is told
+        chip.unregister_edge_irq_event(4, event)  # not registered: no observer is called
         chip.set_irq_routes([IrqRoute.ioapic(4)])
     (observer,) = [plugin for name, plugin in found.manager.list_name_plugin() if name == "observer:observer"]
     assert observer.seen == [  # type: ignore[attr-defined]
@@ -144,9 +144,9 @@ def test_a_plugin_that_raises_when_told_disturbs_no_one(install: Install, caplog
     with create_irqchip("good", vm=any_vm(), plugins=found) as chip:
         chip.set_irq_routes([IrqRoute.ioapic(4)])
     plugins: list[tuple[str, Any]] = found.manager.list_name_plugin()
-    told = {name: plugin.seen for name, plugin in plugins if "observer" in name}
+    seen = {name: plugin.seen for name, plugin in plugins if "observer" in name}
     expected = [("created", "good"), ("routes", 1)]
-    assert told == {
+    assert seen == {
         "observer_a:observer_a": expected,
         "observer_b:observer_b": [],
         "observer_c:observer_c": expected,
@@ -352,8 +352,8 @@ def test_output_that_cannot_be_written_is_an_error(command: str) -> None:
 def test_a_reader_that_went_away_is_no_error(command: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    with open(writer, "w") as nobody:
-        done = run_command(*command.split(), stdout=nobody)
+    with open(writer, "w") as closed:
+        done = run_command(*command.split(), stdout=closed)
     assert done.returncode == 0, done.stderr
     assert "cannot write" not in done.stderr
     assert "Traceback" not in done.stderr
@@ -362,11 +362,11 @@ def test_a_reader_that_went_away_is_no_error(command: str) -> None:
 def test_the_status_is_the_commands_own_without_a_reader_and_without_a_word() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    with open(writer, "w") as nobody:
+    with open(writer, "w") as closed:
         argv = [sys.executable, "-m", "irqchip_core", "probe", "kvm_kernel", "--hypervisor", "unicorn"]
-        assert subprocess.run(argv, stdout=nobody, stderr=nobody, timeout=50, check=False).returncode == 1
+        assert subprocess.run(argv, stdout=closed, stderr=closed, timeout=50, check=False).returncode == 1
         argv = [sys.executable, "-m", "irqchip_core", "probe", "nothing"]
-        assert subprocess.run(argv, stdout=nobody, stderr=nobody, timeout=50, check=False).returncode == 2
+        assert subprocess.run(argv, stdout=closed, stderr=closed, timeout=50, check=False).returncode == 2
 
 
 @pytest.mark.parametrize("descriptor", [1, 2])

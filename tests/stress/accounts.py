@@ -30,7 +30,7 @@ def problems(outcome: Outcome, vcpu_count: int) -> list[str]:
 
 
 def _sources(outcome: Outcome, vcpu_count: int) -> Iterator[str]:
-    """What sources raised is what the guest took, but where hardware merges."""
+    """The guest took each interrupt that the sources raised, except where hardware coalesces."""
     vectors = outcome.raised.keys() | {vector for _, vector in outcome.taken}
     for vector in sorted(vectors):
         raised, taken = outcome.raised[vector], outcome.taken_of(vector)
@@ -66,10 +66,10 @@ def _vectors(outcome: Outcome) -> Iterator[str]:
         if not count.delivered == count.ended == outcome.taken[place]:
             yield f"{count}: the guest took {outcome.taken[place]}"
         if count.coalesced and count.vector not in MAY_MERGE:
-            yield f"{count}: cannot merge"
+            yield f"{count}: cannot be coalesced"
     for vcpu, vector in outcome.taken.keys() - counted:
         if not FIRST_PIC <= vector < GOODBYE:
-            yield f"vCPU {vcpu} took vector {vector:#x}, and the chip knows nothing of it"
+            yield f"vCPU {vcpu} took vector {vector:#x}, and the chip has not counted it"
     if outcome.counters.spurious or outcome.counters.undeliverable:
         yield f"{outcome.counters.spurious} spurious, {outcome.counters.undeliverable} undeliverable"
 
@@ -83,7 +83,7 @@ def _gsis(outcome: Outcome) -> Iterator[str]:
         count = by_gsi.get(irq.gsi)
         if count is None:
             if outcome.counters.vectors or irq.gsi < IOAPIC_PINS:
-                yield f"{irq.name}: signalled {irq.raised}, and the chip knows nothing of it"
+                yield f"{irq.name}: signalled {irq.raised}, and the chip has not counted it"
             continue  # of a chip whose local APICs, and so messages, are in the hypervisor
         if count.raised != irq.raised:
             yield f"{irq.name}: signalled {irq.raised}, and the chip counted {count.raised}"
@@ -92,7 +92,7 @@ def _gsis(outcome: Outcome) -> Iterator[str]:
             if count.raised - count.coalesced != arrived:
                 yield f"{count}: {arrived} arrived at the local APIC"
         elif count.coalesced:
-            yield f"{count}: cannot merge"
+            yield f"{count}: cannot be coalesced"
 
 
 def memory(samples: Sequence[Sample]) -> Iterator[str]:

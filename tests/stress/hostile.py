@@ -20,7 +20,7 @@ TICK_PORT = 0x510
 SPARE = 0x10000
 STUCK_LINES = (20, 21)
 """Level lines that are high and stay so."""
-EVERYBODY, START_UP = 0xFEEFF000, 6 << 8 | 0x08
+BROADCAST_ADDRESS, START_UP = 0xFEEFF000, 6 << 8 | 0x08
 REVIVAL_NS = 20_000_000
 FOREVER = 1 << 32
 LEGAL_ENDS = (Outcome.STOPPED, Outcome.TIMEOUT, Outcome.TRIPLE_FAULT, Outcome.ERROR)
@@ -37,7 +37,7 @@ class HostileMachine(BusDevice):
         spare: Whether the victim is safe from INIT and SMI.
 
     Attributes:
-        ticks: How many the victim has told of.
+        ticks: Number of ticks that the victim has reported.
     """
 
     debug_label = "victim's ticks"
@@ -76,7 +76,7 @@ class HostileMachine(BusDevice):
         for line in STUCK_LINES:
             self.machine.chip.service_irq(line, True)
         if self._revival is not None:
-            assert self._revival.set_message(EVERYBODY, START_UP)
+            assert self._revival.set_message(BROADCAST_ADDRESS, START_UP)
             self._revive()
         return self.machine.run(timeout)
 

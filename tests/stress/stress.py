@@ -4,9 +4,9 @@ What must agree is what the sources have raised, what the chip has counted, and 
 Sources come in three sorts:
 
 - paced: the next one is raised when the guest has said that it took the last one (devices' lines and messages, one-shot
-  timers, the PIT, tokens that vCPUs hand round by IPI, broadcasts that all have to take). None of them can merge.
-- periodic timers: ticks may merge, as their vector has one bit in the IRR only.
-- the flood: a device that signals in bursts. Signals merge in its event, and messages in the IRR.
+  timers, the PIT, tokens that vCPUs hand round by IPI, broadcasts that all have to take). None can be coalesced.
+- periodic timers: ticks may be coalesced, as their vector has only one bit in the IRR.
+- the flood: a device that signals in bursts. Signals are coalesced in its event, and messages in the IRR.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.guests.assemble import GUESTS
 # Of smp.inc and stress.S
 CPUS, CPU_SIZE, SENT = 0x20000, 0x2000, 0x400
 PORTS = 0x510
-TOLD, DONE, READY, FAILED = range(4)
+REPORTED, DONE, READY, FAILED = range(4)
 PARAMETERS, PIT_LEFT, PIC_MASKS, REDIRECTION = 0x10000, 0x10004, 0x1000C, 0x10040
 TIMER_VECTOR, TIMER_COUNT, TIMER_LEFT, BUSY, LEFT = 0x10200, 0x10300, 0x10400, 0x10500, 0x10800
 ONE_SHOT, PERIODIC, DEADLINE, PIT = 0x50, 0x51, 0x52, 0x53
@@ -86,7 +86,7 @@ class Outcome:
 
     Attributes:
         result: The VMM's part.
-        raised: By vector: what devices and the guest itself have raised; of timers, what was asked for.
+        raised: By vector: what devices and the guest itself have raised; of timers, what was programmed.
         taken: By (vCPU, vector): what the guest has taken.
         counters: The chip's own, at the end.
         samples: Memory through the run.
@@ -119,14 +119,14 @@ class _Paced:
         self._level = isinstance(irq, LevelIrq)
         self._waiting = 0
         if isinstance(irq, LevelIrq):
-            irq.on_resample = self.heard
+            irq.on_resample = self.resampled
 
     def start(self) -> None:
         self._left -= 1
         self._waiting = 2 if self._level else 1  # for the guest, and for the resample event
         self.irq.trigger()
 
-    def heard(self) -> None:
+    def resampled(self) -> None:
         """The guest has taken it, or the chip has lowered its line."""
         with self._lock:
             self._waiting -= 1
@@ -281,7 +281,7 @@ class Stress(BusDevice):
 
     @override
     def write(self, access: Access, value: int) -> None:
-        if access.offset == TOLD:
+        if access.offset == REPORTED:
             self._told(value)
         elif access.offset == DONE:
             self._done((access.vcpu_id, value) if ONE_SHOT <= value <= DEADLINE else value)
@@ -308,7 +308,7 @@ class Stress(BusDevice):
         elif vector == GOODBYE:
             self._say_goodbye()
         else:
-            self._paced[vector].heard()
+            self._paced[vector].resampled()
 
     def _done(self, what: object) -> None:
         with self._lock:

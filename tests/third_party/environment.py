@@ -92,7 +92,7 @@ class Environment:
         succeed([*pip, "--no-index", *map(str, wheels)])
 
     def variables(self) -> dict[str, str]:
-        """The environment variables of someone who has activated it."""
+        """The environment variables after its activation."""
         kept = {
             name: value
             for name, value in os.environ.items()

@@ -44,7 +44,7 @@ STEPS = _steps()
 
 @define
 class Tutorial:
-    """Someone who follows the page from its beginning.
+    """A reader that follows the page from its beginning.
 
     Attributes:
         folder: Where they are.

@@ -243,7 +243,7 @@ def test_window_opens_where_the_shadow_ends(vm: UnicornVm, mode: str, code: byte
     machine.vcpu.set_interrupt_window_requested(True)
     assert machine.run() == IrqWindowExit()
     assert machine.vcpu.get_regs().rip == CODE + at
-    assert machine.run() == IrqWindowExit()  # as long as it is asked for
+    assert machine.run() == IrqWindowExit()  # as long as it is requested
     machine.vcpu.interrupt(0x20)
     machine.vcpu.set_interrupt_window_requested(False)
     assert machine.handler() == 0x20

@@ -1,4 +1,4 @@
-"""Kicks: none is lost, and they merge. Closing gets a vCPU out of the guest."""
+"""Kicks: none is lost, and kicks before one return are coalesced. Closing the VM ends a vCPU's run."""
 
 from __future__ import annotations
 

@@ -314,7 +314,7 @@ def test_no_interrupt_is_lost_between_the_look_and_the_entry() -> None:
 
     def guest() -> None:
         chip.inject_interrupts(vcpu)
-        started.set()  # from here on the chip knows whose thread this is
+        started.set()  # from here on this is the vCPU's thread for the chip
         seen = 0
         while not done.is_set():
             if chip.wait_until_runnable(vcpu) is VcpuRunState.INTERRUPTED:
@@ -569,7 +569,7 @@ def test_counters_tell_what_became_of_every_signal(board: Board) -> None:
         board.chip.service_irq(5, True)
         board.chip.service_irq(5, False)
         board.write(0, 0x310, 0x77 << 24)
-        board.write(0, 0x300, 0x46)  # to nobody
+        board.write(0, 0x300, 0x46)  # to no local APIC
         counters = board.chip.counters()
         assert counters.gsis == (GsiCount(5, ("COM1",), raised=8, coalesced=3),)
         assert counters.vectors == (VectorCount(0, 0x45, raised=5, delivered=1, coalesced=3, ended=1),)
@@ -609,7 +609,7 @@ def test_a_level_line_waits_for_its_eoi_and_is_resampled(board: Board) -> None:
             board.chip.service_irq_event(index)
             assert board.inject() == [0x4A]
             event.trigger()
-            board.chip.service_irq_event(index)  # merges with what is not ended yet
+            board.chip.service_irq_event(index)  # coalesced with the one that has not ended
             assert board.inject() == []
             assert not event.clear_resample(0)
             board.eoi()
@@ -628,7 +628,7 @@ def test_level_events_registered_late_and_gone_early(board: Board) -> None:
         board.chip.unregister_level_irq_event(10, one)
         board.eoi()
         assert other.clear_resample(0)
-        assert not one.clear_resample(0)  # it left, and is not asked any more
+        assert not one.clear_resample(0)  # it is unregistered, and no longer resampled
         assert board.chip.get_ioapic_state().current_interrupt_level_bitmap == 0
 
 

@@ -136,7 +136,7 @@ def test_routes_that_are_added_at_once_are_all_there(board: Board) -> None:
 
 
 def test_what_comes_between_injection_and_entry_on_the_vcpus_own_thread_is_injected(board: Board) -> None:
-    """A VMM of one thread serves its devices there; nobody kicks it."""
+    """A VMM with one thread serves its devices there; no thread kicks the vCPU."""
     chip, vcpu = board.chip, board.vcpus[0]
     chip.route_irq(IrqRoute.msi(24, LAPIC, 0x50))
     chip.wait_until_runnable(vcpu)

@@ -1,4 +1,4 @@
-"""Lines between devices and pins: who asserts them, who shares them, and what routes do to them."""
+"""Lines between devices and pins: which GSIs assert them, which share them, and the effects of new routes."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def test_a_level_event_whose_route_goes_is_asked_and_waits_for_the_next(board: B
         assert board.inject() == [0x4A]
         board.chip.set_irq_routes([])
         assert event.clear_resample(0)
-        board.eoi()  # of which nobody could tell the device
+        board.eoi()  # whose resample would reach no device
         assert not event.clear_resample(0)
-        event.trigger()  # it still wants service
+        event.trigger()  # it still needs service
         board.chip.service_irq_event(index)
         assert (levels(board), board.inject()) == (0, [])
         board.chip.set_irq_routes(default_routes())
@@ -112,7 +112,7 @@ def test_gsis_that_share_a_pin_assert_it_while_any_of_them_does(board: Board) ->
         assert levels(board) == 1 << 10
         board.chip.service_irq(42, True)
         board.redirect(10, 0x804A)
-        assert event.clear_resample(0)  # whoever unmasks a level line gets what it is now
+        assert event.clear_resample(0)  # an unmasked level entry interrupts by the present level
         board.eoi()
         board.chip.route_irq(to_pin(42, 11))
         assert levels(board) == 1 << 11

@@ -60,7 +60,7 @@ class FakeIrq:
 
 
 def fake_irqs() -> Any:
-    """In the place of a `Machine`, for who asks it for interrupts."""
+    """Takes the place of a `Machine` for objects that allocate interrupts."""
     edge, level, msi = FakeIrq(9), FakeIrq(10), FakeIrq(24)
     return SimpleNamespace(
         edge_irq=lambda name: edge,

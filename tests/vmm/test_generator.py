@@ -52,7 +52,7 @@ LEVEL_STORIES = {
     "several services for one request": [
         (3, 1), ("ack", 1), ("resample", 2), ("ack", 2), ("resample", 3), ("ack", 3), ("resample", 3),
     ],
-    "a request before the device knows of the EOI": [(1, 1), ("ack", 1), (1, 1), ("resample", 2)],
+    "a request before the device gets the EOI": [(1, 1), ("ack", 1), (1, 1), ("resample", 2)],
     "a request while one is in service": [(1, 1), (1, 1), ("ack", 1), ("resample", 2)],
     "a chip that resamples before the guest acknowledges": [
         (2, 1), ("resample", 1), ("ack", 2), ("resample", 2), ("ack", 2),

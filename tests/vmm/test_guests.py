@@ -137,7 +137,7 @@ def test_rtc_ticks_in_time() -> None:
     start = time.monotonic()
     result, _ = run("real/rtc")
     assert result.end.status == 20 << 1 | 1
-    # The guest lets the 21st come, by reading C, before it asks for the end.
+    # The guest lets the 21st come, by reading C, before it requests the end.
     assert 20 <= raised(result, "rtc") <= 21
     assert time.monotonic() - start >= 20 / 1024
 

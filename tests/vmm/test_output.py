@@ -50,7 +50,7 @@ def test_a_reader_that_does_not_read_is_waited_for_until_the_end(pipe: tuple[int
         writing.join()
         assert results == [False]
         os.read(reader, room)
-        assert output.write(b"y", until=end)  # there is room: nobody has to wait
+        assert output.write(b"y", until=end)  # there is room: no thread has to wait
     assert os.read(reader, 9) == b"y"
 
 

@@ -123,7 +123,7 @@ def test_nothing_of_the_contract_is_forgotten() -> None:
     assert len(contract) > 30
 
 
-class Told:
+class Recorder:
     def __init__(self) -> None:
         self.news: list[tuple[object, ...]] = []
 
@@ -143,14 +143,14 @@ class Told:
 
 
 def test_observers_hear_of_the_wrapper_once(holding: HoldingChip) -> None:
-    told = Told()
-    holding.observers.add(told)
+    recorder = Recorder()
+    holding.observers.add(recorder)
     with IrqEdgeEvent() as event:
         index = holding.register_edge_irq_event(5, event, SOURCE)
         holding.unregister_edge_irq_event(5, event)
         holding.unregister_edge_irq_event(5, event)
     holding.set_irq_routes([])
-    assert told.news == [
+    assert recorder.news == [
         ("registered", holding, 5, SOURCE, index),
         ("unregistered", holding, 5),
         ("routes", holding),
@@ -158,21 +158,21 @@ def test_observers_hear_of_the_wrapper_once(holding: HoldingChip) -> None:
 
 
 def test_observers_hear_of_an_open_handle() -> None:
-    told = Told()
+    recorder = Recorder()
     chip = HoldingChip(userspace())
     with chip.try_clone() as clone:
         chip.close()
-        clone.observers.add(told)
+        clone.observers.add(recorder)
         clone.set_irq_routes([])
-        assert told.news == [("routes", clone)]
+        assert recorder.news == [("routes", clone)]
 
 
 def test_news_of_a_plain_wrapper_are_of_the_wrapper() -> None:
-    told = Told()
+    recorder = Recorder()
     with WrappedIrqChip(userspace()) as chip, IrqEdgeEvent() as event:
-        chip.observers.add(told)
+        chip.observers.add(recorder)
         index = chip.register_edge_irq_event(5, event, SOURCE)
-    assert told.news == [("registered", chip, 5, SOURCE, index)]
+    assert recorder.news == [("registered", chip, 5, SOURCE, index)]
 
 
 def test_tokens_are_those_of_devices_and_of_the_inner_chips_own(holding: HoldingChip) -> None:

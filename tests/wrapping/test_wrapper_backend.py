@@ -1,4 +1,4 @@
-"""A backend that wraps: what it can do, whom it takes, and that it is not asked to wrap itself."""
+"""A backend that wraps: its capabilities, the chips that it wraps, and that it never wraps itself."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A machine that plays one sequence to our 8259 pair and to an oracle's, comparing all state.
 
 Every action is something a guest, a device or the processor can do. Where an oracle differs from the data sheet the
-action asks `PicOracle.differences`, and leaves out that stimulus and no more; docs/oracle-differences.md explains each.
+action checks `PicOracle.differences`, and leaves out only that stimulus; docs/oracle-differences.md explains each.
 """
 
 from __future__ import annotations

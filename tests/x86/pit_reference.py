@@ -1,6 +1,6 @@
 """An 8254 counter that takes each CLK pulse one by one, written from the mode definitions of the data sheet.
 
-It is slow and plain, and knows nothing of intervals: what the closed forms of `pit_counter` are checked against. It
+It is slow and plain, without closed forms: those of `pit_counter` are compared with it. It
 has the parts of a counter that a program cannot see (CE, CR, OUT, the gate's flip-flop), not its latches.
 """
 

@@ -225,7 +225,7 @@ def new_divisor_keeps_the_count(board: AnyBoard) -> object:
 
 
 def refused_level(board: AnyBoard) -> object:
-    entry(board, 9, 0x45 | LEVEL, 7)  # nobody has id 7
+    entry(board, 9, 0x45 | LEVEL, 7)  # no local APIC has id 7
     board.set_line(9, 1)
     seen = [board.read_ioapic(0x22)]
     board.write_lapic(0, reg.SPIV, 0xFF)

@@ -1,4 +1,4 @@
-"""Who receives a message: physical, logical and broadcast destinations (Intel SDM vol. 3, 12.6.2 and 12.12.10)."""
+"""Which local APICs receive a message: physical, logical, broadcast (Intel SDM vol. 3, 12.6.2, 12.12.10)."""
 
 from __future__ import annotations
 

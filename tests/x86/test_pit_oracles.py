@@ -109,7 +109,7 @@ COUNT: Step = ("count", 0, 0)
 LATCH: Step = ("out", CONTROL, 0x80)
 LONG: Step = ("pass", 9000, 0)
 MOST_UNCERTAIN = 1000
-"""Pulses within which accesses must have been made for a sequence to tell; differences are of thousands."""
+"""Pulses within which accesses must be made for a sequence to be compared; differences are of thousands."""
 
 
 def counter(control: int, count: int) -> list[Step]:
@@ -152,7 +152,7 @@ def agrees(oracle: PitOracle, steps: list[Step]) -> bool:
 
 
 def play(oracle: PitOracle, steps: list[Step]) -> bool | None:
-    """Play `steps` to both, with nothing latched and the gate of counter 2 high. None if time tells nothing."""
+    """Play `steps` to both, with nothing latched and the gate of counter 2 high. None if it took too long."""
     for _ in range(3):
         oracle.read(0x42)
     now = oracle.write(SPEAKER, 0x01)[1]
@@ -195,7 +195,7 @@ def play(oracle: PitOracle, steps: list[Step]) -> bool | None:
 def test_each_difference_is_real(difference: Difference, oracle: PitOracle) -> None:
     if difference in NEEDS_STOPPED_CLOCK and not oracle.stopped:
         pytest.skip("shows only while time stands")
-    # KVM does know modes 6 and 7, but its status shows them as 2 and 3.
+    # KVM has modes 6 and 7, but its status shows them as 2 and 3.
     steps = status(0x3F) if difference is Difference.NO_ALIASES and not oracle.stopped else []
     assert not agrees(oracle, [*DIFFERENCES[difference], *steps])
 

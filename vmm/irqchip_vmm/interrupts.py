@@ -125,7 +125,7 @@ class LevelIrq(DeviceIrq[IrqLevelEvent]):
 
     Attributes:
         on_resample: Called on the device loop's thread. Looks at the device's state, and triggers again if it
-            still wants service.
+            still needs service.
         event: The pair of events. The code that waits for its resample event calls `resample` when that is readable.
     """
 

@@ -31,7 +31,7 @@ class TripleFault(Exception):
 
 
 class TaskGate(Exception):
-    """The IDT wants a task switch, which is not emulated here."""
+    """The IDT entry is a task gate; task switches are not emulated here."""
 
 
 class Delivery:

@@ -1,5 +1,5 @@
 # Reads and writes the generator's page, and memory far from anything, in sizes 1, 2 and 4 with all kinds of values;
-# asks for a report at what came out last; ends with 6.
+# requests a report of the last output; ends with 6.
 .include "pc.inc"
 .text
         multiboot_header
@@ -20,7 +20,7 @@ start:  cli
         mov     edi, 0xD0000000
         mov     [edi], ebx
         mov     eax, [edi]
-        inc     eax                     # nobody there: all ones
+        inc     eax                     # no device there: all ones
         jnz     2f
         mov     dword ptr [GENERATOR + GEN_REPORT], 0xFFFFFFF0
         mov     al, 6

@@ -1,7 +1,7 @@
 # Does to the interrupt controllers what no sane guest does: random values to random registers of the 8259s, the IOAPIC,
-# the local APIC (page and MSRs), the PIT and the interrupt generator; IPIs and messages to whoever, there or not. It
-# never ends an interrupt but by chance. Another vCPU, the victim, is well-behaved and tells the host of each tick of
-# its timer. The host gives each vCPU its part: see its page.
+# the local APIC (page and MSRs), the PIT and the interrupt generator; IPIs and messages to any id, present or absent. It
+# never ends an interrupt but by chance. Another vCPU, the victim, is well-behaved and reports each tick of its
+# timer to the host. The host gives each vCPU its part: see its page.
 #
 # With SPARE set no INIT and no SMI reaches the victim, or the attacker himself; all else may.
 .include "pc.inc"
@@ -125,7 +125,7 @@ defuse_startup:
         mov     al, TRAMPOLINE >> 12
 1:      ret
 
-# Whether delivery mode ecx may go to anybody (ZF): not INIT and SMI; but where nobody is to be spared, one in eight.
+# Whether delivery mode ecx may go to any vCPU (ZF): not INIT and SMI; but if no vCPU is to be spared, one in eight.
 is_allowed:
         cmp     ecx, ICR_INIT
         je      1f
@@ -318,7 +318,7 @@ send_ipi:
         mov     edx, eax
         test    eax, 0x80000000
         jz      1f
-        and     edx, 3                  # somebody who is there, more likely
+        and     edx, 3                  # an id that is present, more likely
 1:      call    random
         and     eax, 0xCCFFF            # no reserved bits
         mov     ecx, eax
@@ -368,7 +368,7 @@ end_some:
 rest:   call    random
         test    eax, 0xFF
         jnz     again
-        cmp     dword ptr [SPARE], 0    # whoever has masked all would rest for ever
+        cmp     dword ptr [SPARE], 0    # with all masked the vCPU would halt for ever
         jne     again
         hlt
         jmp     again

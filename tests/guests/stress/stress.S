@@ -5,7 +5,7 @@
 # host's to say, in PARAMETERS; what came is in each vCPU's page: TAKEN and SENT, 256 numbers of 32 bits each.
 #
 #   vector     what                         what the handler does besides counting it and ending it
-#   0x20-0x2F  line of the 8259s            tells the host, which waits for that before the next
+#   0x20-0x2F  line of the 8259s            reports to the host, which waits for that before the next
 #   0x30-0x4F  device: edge, level, MSI     likewise
 #   0x50       timer, one-shot              arms it again, unless it was the last
 #   0x51       timer, periodic              stops it after the last
@@ -19,10 +19,10 @@
 .include "pc.inc"
 .include "smp.inc"
 
-.equ TOLD_PORT,   0x510                 # a device's interrupt was taken
+.equ REPORT_PORT,  0x510                 # a device's interrupt was taken
 .equ DONE_PORT,   0x511                 # it was the last of its kind
 .equ READY_PORT,  0x512                 # this vCPU takes interrupts from now on
-.equ FAILED_PORT, 0x513                 # an interrupt that nobody raised, or an exception
+.equ FAILED_PORT, 0x513                 # an interrupt that no source raised, or an exception
 
 .equ PARAMETERS,  0x10000
 .equ   VCPUS,        PARAMETERS + 0x00
@@ -123,7 +123,7 @@ arm_timer:                              # of vector ebx
         wrmsr
         ret
 
-# --- Handlers. The end comes first: what the host has been told of is over ---
+# --- Handlers. The end comes first: a reported interrupt has ended ---
 pic_line:
         mov     al, EOI
         cmp     ebx, PIC_VECTOR + 8
@@ -134,7 +134,7 @@ pic_line:
 
 device: end_of_interrupt
 tell:   mov     eax, ebx
-        mov     dx, TOLD_PORT
+        mov     dx, REPORT_PORT
         out     dx, al
         iretq
 
@@ -178,7 +178,7 @@ token:  end_of_interrupt
         iretq
 
 broadcast:
-        end_of_interrupt                # before it counts as taken: so the next cannot merge with this one
+        end_of_interrupt                # before it counts as taken: so the next is not coalesced with this one
         mov     eax, 1
         lock xadd [ACKNOWLEDGED], eax
         add     eax, 2                  # with this one and the sender

@@ -215,16 +215,16 @@ class LinesAndModel(RuleBasedStateMachine):
         self.direct: set[int] = set()
         self.level: set[int] = set()
         self.events: Counter[int] = Counter()
-        self.asked: list[int] = []
+        self.resampled: list[int] = []
 
     def apply(self, effects: Effects) -> None:
-        self.asked = []
+        self.resampled = []
         for effect in effects:
             if isinstance(effect, DriveLine | DrivePin):
                 self.inputs[type(effect), effect[0]] = effect.high
             else:
                 assert isinstance(effect, Resample)
-                self.asked.append(effect.gsi)
+                self.resampled.append(effect.gsi)
 
     def where(self, gsi: int) -> set[tuple[type, int]]:
         found: set[tuple[type, int]] = set()
@@ -245,7 +245,7 @@ class LinesAndModel(RuleBasedStateMachine):
         before = {gsi: self.where(gsi) for gsi in self.level}
         self.apply(self.lines.change_routes(table(*(pin(gsi, number, chip) for gsi, chip, number in routes))))
         lost = {gsi for gsi in self.level if before[gsi] - self.where(gsi)}
-        assert set(self.asked) == lost
+        assert set(self.resampled) == lost
         self.level -= lost
         self.direct = {gsi for gsi in self.direct if self.lines.routes[gsi]}
 
@@ -292,7 +292,7 @@ class LinesAndModel(RuleBasedStateMachine):
             self.lines.pin_ended(number) if at_ioapic else self.lines.line_ended(number, bool(watched and lowered))
         )
         gone = {gsi for gsi in +self.events if (kind, number) in self.where(gsi)}
-        assert set(self.asked) == gone
+        assert set(self.resampled) == gone
         assert bool(gone) == bool(watched)
         self.level -= gone
 

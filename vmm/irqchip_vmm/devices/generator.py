@@ -9,7 +9,7 @@ No other hardware has it. Registers have 32 bits and take aligned accesses of 4 
     0x10 (RO)  LEVEL_GSI      the same of the level line
     0x14 (RO)  MSI_GSI        GSI that carries the message; of interest to the host only
     0x20 (WO)  EDGE_RAISE     any value: one pulse of the edge line
-    0x24 (RW)  LEVEL_PENDING  how many services the device still wants. Writing adds to it (up to 65535); the level
+    0x24 (RW)  LEVEL_PENDING  how many services the device still needs. Writing adds to it (up to 65535); the level
                               line is asserted while it is not 0
     0x28 (WO)  LEVEL_ACK      any value: one service less. Acknowledge before the EOI: after it the device looks again
     0x30 (RW)  MSI_ADDRESS    low half of the message's address
