@@ -5,7 +5,7 @@ Every candidate that does not fit has a reason, and the error that says so lists
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from attrs import evolve, frozen
 
@@ -86,36 +86,42 @@ class Choice:
 def candidates(
     vm: Vm,
     *,
+    name: str | None = None,
     require: Collection[IrqChipCap] = (),
     prefer: Collection[str] = (),
-    wrappers: bool = True,
     plugins: Plugins | None = None,
 ) -> list[Candidate]:
-    """Every installed backend, in order of preference, judged for `vm` as when no backend is named, but in `prefer`.
+    """What `create_irqchip` chooses among, in the order in which it is taken, each judged for `vm`.
 
-    Args:
-        vm: The VM.
-        require: As for `choose`.
-        prefer: As for `choose`.
-        wrappers: False leaves out those that wrap, before anything is probed. One that wraps gets the others refused
-            unprobed in any case.
-        plugins: Where to look instead of in what is installed.
+    Arguments are those of `create_irqchip`, which takes the first that fits.
     """
     plugins = installed() if plugins is None else plugins
-    offers = [backend for backend in plugins.backends.values() if wrappers or not backend.wrapper]
-    return list(_candidates(offers, vm, require, prefer, probe_all=True))
+    return list(_candidates(name, vm, require, prefer, plugins, probe_all=True))
 
 
 def _candidates(
-    backends: Iterable[Backend],
+    name: str | None,
     vm: Vm,
     require: Collection[IrqChipCap],
     prefer: Collection[str],
+    plugins: Plugins,
     *,
     probe_all: bool = False,
 ) -> Iterator[Candidate]:
+    backends, prefer = _offered(name, prefer, plugins)
     for backend in sorted(backends, key=lambda backend: _place(backend, prefer)):
         yield _judge_unasked(backend, vm, require, prefer, probe_all)
+
+
+def _offered(name: str | None, prefer: Collection[str], plugins: Plugins) -> tuple[list[Backend], Collection[str]]:
+    """The backends to choose among, and the names of those that come first: the one that is asked for, or `prefer`."""
+    asked, argument = asked_for(name, BACKEND_VARIABLE)
+    if asked is not None:
+        return [named(asked, plugins.backends, "backend", plugins, argument)], [asked]
+    offered = plugins.backends.values()
+    if inside_a_backend():  # which wraps one itself: wrappers that probe each other never end
+        return [backend for backend in offered if not backend.wrapper or backend.name in prefer], prefer
+    return [*offered], prefer
 
 
 def judge(backend: Backend, vm: Vm, require: Collection[IrqChipCap] = ()) -> Candidate:
@@ -146,7 +152,7 @@ def _judge_unasked(
     """`probe_all`: probe wrappers too that are not preferred, to show what they can do."""
     if not backend.wrapper or backend.name in prefer:
         return judge(backend, vm, require)
-    if not probe_all or inside_a_backend():  # which wraps one itself: wrappers that probe each other never end
+    if not probe_all:
         return _refused(backend, vm.hypervisor, _WRAPS)
     candidate = judge(backend, vm, require)
     return candidate if candidate.refusal is not None else evolve(candidate, refusal=_WRAPS)
@@ -264,11 +270,7 @@ def _survey(
     probe_all: bool = False,
 ) -> Iterator[Candidate]:
     _check_wishes(require, prefer)
-    asked, argument = asked_for(name, BACKEND_VARIABLE)
-    backends: list[Backend] = list(plugins.backends.values())
-    if asked is not None:
-        backends = [named(asked, plugins.backends, "backend", plugins, argument)]
-        prefer = [asked]
+    backends, prefer = _offered(name, prefer, plugins)
     only, argument = asked_for(hypervisor, HYPERVISOR_VARIABLE)
     if only is not None:
         named(only, plugins.hypervisors, "hypervisor", plugins, argument)
@@ -318,15 +320,12 @@ def create_irqchip(
     _check_wishes(require, prefer)
     _check_count(vcpu_count)
     plugins = installed() if plugins is None else plugins
-    asked, argument = asked_for(name, BACKEND_VARIABLE)
-    judged = _candidates(plugins.backends.values(), vm, require, prefer)
-    if asked is not None:
-        judged = iter([judge(named(asked, plugins.backends, "backend", plugins, argument), vm, require)])
     refused = []
-    for candidate in judged:
+    for candidate in _candidates(name, vm, require, prefer, plugins):
         if candidate.refusal is None:
             return _create(candidate.backend, vm, vcpu_count, plugins)
         refused.append((candidate.backend.name, candidate.refusal))
+    asked, argument = asked_for(name, BACKEND_VARIABLE)
     raise _nothing(asked, argument, [*refused, *absent(prefer, plugins)], plugins)
 
 

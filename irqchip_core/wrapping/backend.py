@@ -30,34 +30,31 @@ class WrapperBackend(Backend):
     def wrap(self, inner: IrqChipX86_64) -> IrqChipX86_64:
         """Make the chip around `inner`, which belongs to it from now on."""
 
-    def _candidates(self, vm: Vm) -> list[Candidate]:
-        from irqchip_core.selection import candidates, find_backend, judge
+    def _choose(self, vm: Vm) -> Candidate:
+        from irqchip_core.selection import candidates
 
         if self.wraps == self.name:
             raise PluginError("it is to wrap itself", subject=self.name, argument="wraps", remedy="name another one")
-        if self.wraps is not None:
-            return [judge(find_backend(self.wraps), vm)]
-        return candidates(vm, wrappers=False)
+        judged = candidates(vm, name=self.wraps)
+        for candidate in judged:
+            if candidate.refusal is None:
+                return candidate
+        refusals = [(candidate.backend.name, candidate.refusal or "") for candidate in judged]
+        raise NothingSuitable("there is no chip to wrap", refusals=refusals, argument=self.name)
 
     @override
     def probe(self, vm: Vm) -> Probe:
-        judged = self._candidates(vm)
-        for candidate in judged:
-            if candidate.refusal is None:
-                return candidate.probe
-        reasons = "; ".join(f"{candidate.backend.name}: {candidate.refusal}" for candidate in judged)
-        return Probe(f"there is no chip to wrap: {reasons or 'none is installed'}")
+        try:
+            return self._choose(vm).probe
+        except NothingSuitable as error:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in error.refusals)
+            return Probe(f"there is no chip to wrap: {reasons or 'none is installed'}")
 
     @override
     def create(self, vm: Vm, vcpu_count: int) -> IrqChipX86_64:
         from irqchip_core.x86.chip import IrqChipX86_64
 
-        judged = self._candidates(vm)
-        chosen = next((candidate for candidate in judged if candidate.refusal is None), None)
-        if chosen is None:
-            refusals = [(candidate.backend.name, candidate.refusal or "") for candidate in judged]
-            raise NothingSuitable("there is no chip to wrap", refusals=refusals, argument=self.name)
-        inner = chosen.backend.create(vm, vcpu_count)
+        inner = self._choose(vm).backend.create(vm, vcpu_count)
         try:
             if not isinstance(inner, IrqChipX86_64):
                 raise WrongType(f"{inner.name} is not a chip of a PC", subject=self.name, argument="wraps")

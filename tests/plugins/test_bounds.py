@@ -171,7 +171,6 @@ def test_a_wrapper_that_chooses_probes_no_wrapper(monkeypatch: pytest.MonkeyPatc
     assert inner.probed == 1
     assert [one.refusal is None for one in candidates(FakeVm())] == [False] * 5 + [True]
     assert [wrapper.probed for wrapper in wrappers] == [2, 1, 1, 1, 1]
-    assert [one.backend.name for one in candidates(FakeVm(), wrappers=False)] == ["inner"]
 
 
 def test_a_choice_probes_no_more_than_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
