@@ -25,7 +25,6 @@ from typing_extensions import ParamSpec
 
 from irqchip_core.errors import InvalidArgument, PluginError, TimedOut
 from irqchip_core.hook_manager import HookManager
-from irqchip_core.plugins.loading import run_with_timeout, time_limit
 
 _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
@@ -35,13 +34,13 @@ class ChipObservers:
     """The observers of one chip, which all its clones share.
 
     Each is called by itself, the last one added first, on the thread that made the change. One that raises is logged
-    and does not disturb the others or the chip. A plugin is called with a time limit (`loading`), and no more after
-    one of its hooks did not end in time.
+    and does not disturb the others or the chip. Plugins are called with a time limit, and no more after one of their
+    hooks did not end in time.
     """
 
     def __init__(self) -> None:
         self._manager = HookManager()
-        self._plugins: set[str] = set()
+        self._run: dict[str, Callable[..., object]] = {}  # by name of the plugin
         self._lock = threading.Lock()  # of changes to the manager
 
     def add(self, observer: object) -> None:
@@ -57,12 +56,18 @@ class ChipObservers:
             except (pluggy.PluginValidationError, PluginError) as error:
                 raise InvalidArgument(str(error), subject="ChipObservers", argument="observer") from error
 
-    def add_plugins(self, plugins: HookManager) -> None:
-        """Notify all plugins of `plugins` from now on."""
+    def add_plugins(self, plugins: HookManager, run: Callable[[str, Callable[[], object]], object]) -> None:
+        """Notify all plugins of `plugins` from now on.
+
+        Args:
+            plugins: The plugins.
+            run: Calls a hook (the second argument), which the first one describes; raises `TimedOut` if that does
+                not end in time.
+        """
         with self._lock:
             for name, plugin in plugins.list_name_plugin():
                 self._manager.register(plugin, name)
-                self._plugins.add(name)
+                self._run[name] = run
 
     def remove(self, observer: object) -> None:
         """Take `observer` out; harmless if it is not there."""
@@ -81,14 +86,14 @@ class ChipObservers:
         assert not args
         for implementation in self._manager.implementations(hook.__name__):
             call = partial(implementation.function, *(arguments[name] for name in implementation.argnames))
-            is_plugin = implementation.plugin_name in self._plugins
-            subject = f"plugin {implementation.plugin_name}" if is_plugin else f"observer {implementation.plugin!r}"
+            run = self._run.get(implementation.plugin_name)
+            subject = f"plugin {implementation.plugin_name}" if run else f"observer {implementation.plugin!r}"
             try:
-                if is_plugin:
-                    run_with_timeout(time_limit(), f"{hook.__name__} of {subject}", call)
-                else:
+                if run is None:
                     call()
+                else:
+                    run(f"{hook.__name__} of {subject}", call)
             except (Exception, SystemExit) as error:
-                if is_plugin and isinstance(error, TimedOut):
+                if run is not None and isinstance(error, TimedOut):
                     self.remove(implementation.plugin)
                 _log.exception("%s failed in %s", subject, hook.__name__)

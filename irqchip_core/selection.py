@@ -15,6 +15,7 @@ from irqchip_core.errors import InvalidArgument, NothingSuitable, WrongType
 from irqchip_core.hookspecs import Backend, Probe, irqchip_created
 from irqchip_core.hypervisor.vcpu import Vm
 from irqchip_core.plugins.discovery import Plugins, installed
+from irqchip_core.plugins.loading import run_in_time
 from irqchip_core.plugins.lookup import absent, named
 from irqchip_core.plugins.offers import BackendOffer, inside_a_backend
 from irqchip_core.plugins.vms import HYPERVISOR_VARIABLE, Vms, asked_for, create_vm, find_hypervisor
@@ -332,7 +333,7 @@ def create_irqchip(
 def _create(backend: Backend, vm: Vm, vcpu_count: int, plugins: Plugins) -> IrqChip:
     _check_count(vcpu_count)
     chip = backend.create(vm, vcpu_count)
-    chip.observers.add_plugins(plugins.manager)
+    chip.observers.add_plugins(plugins.manager, run_in_time)
     chip.observers.notify(irqchip_created, chip=chip)
     return chip
 

@@ -102,3 +102,8 @@ def run_with_timeout(
             remedy=f"repair or uninstall it, or give it more time: {TIMEOUT_VARIABLE}",
         )
     return results[0]
+
+
+def run_in_time(what: str, function: Callable[[], _T]) -> _T:
+    """`run_with_timeout` with the `time_limit` of now."""
+    return run_with_timeout(time_limit(), what, function)
