@@ -48,11 +48,11 @@ class IntChanged(NamedTuple):
 
 
 class LineEnded(NamedTuple):
-    """The interrupt of input `line`, 0-15, has ended.
+    """The interrupt of input `line`, 0-15, one of the part's `resample_lines`, has ended.
 
     Attributes:
         line: The input.
-        lowered: The line is one of the part's `resample_lines`, and the part took it low: it is to be driven anew.
+        lowered: The part took the line low, as it is level-triggered: it is to be driven anew.
     """
 
     line: int

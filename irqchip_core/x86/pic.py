@@ -177,8 +177,8 @@ class Pic:
     """The pair of 8259As.
 
     Register accesses are those of a guest: none raises an exception, and one with another size or port is ignored, and
-    counted. Each access answers with effects: `IntChanged`, and `LineEnded` for each interrupt that was ended by an
-    EOI or an automatic EOI, or discarded by an initialization.
+    counted. Each access answers with effects: `IntChanged`, and `LineEnded` for each interrupt of `resample_lines` that
+    was ended by an EOI or an automatic EOI, or discarded by an initialization.
 
     Attributes:
         interrupt_requested: The INT output to the processor. While it is set, call `acknowledge` as soon as the
@@ -290,30 +290,27 @@ class Pic:
         If nothing is requested it is the vector of line 7 (of line 15 if only the secondary has no request), and no
         line comes into service ("Interrupt Sequence").
         """
-        vector = self._inta()
-        return vector, self._effects()
-
-    def _inta(self) -> int:
         primary, line = self._primary, self._line
         if line < 0:
-            return primary.irq_base + SPURIOUS
+            return primary.irq_base + SPURIOUS, ()
         self._serve(primary, line)
-        if line != CASCADE or primary.single_mode:
-            if primary.auto_eoi or line == CASCADE:
-                self._update()
-            else:  # it has the highest priority, so in service it blocks all lines
-                self._line = -1
-                self.interrupt_requested = False
-            return primary.irq_base + line
-        secondary = self._secondary
-        line = secondary.deliverable()
-        if line < 0:
-            line = SPURIOUS
-            self._update()
+        if line == CASCADE and not primary.single_mode:
+            secondary = self._secondary
+            line = secondary.deliverable()
+            if line < 0:
+                line = SPURIOUS
+            else:
+                self._serve(secondary, line)
+            vector = secondary.irq_base + line
         else:
-            self._serve(secondary, line)
-            self._update()
-        return secondary.irq_base + line
+            vector = primary.irq_base + line
+            if not primary.auto_eoi and line != CASCADE:
+                # It was the best, and in service it holds back itself and all others.
+                self._line = -1
+                self.interrupt_requested = self._int = False
+                return vector, _INT_CHANGED[False]
+        self._update()
+        return vector, self._effects()
 
     def _serve(self, chip: _Controller, line: int) -> None:
         """Acknowledge `line` in one controller."""
@@ -332,11 +329,12 @@ class Pic:
 
     def _end(self, chip: _Controller, bit: int) -> None:
         """The interrupt of an input has ended."""
-        line = bit if chip is self._primary else bit << 8
-        self._ended |= line
-        if self.resample_lines & line and chip.level & bit:
-            chip.drive(bit, False)
-            self._lowered |= line
+        line = (bit if chip is self._primary else bit << 8) & self.resample_lines
+        if line:
+            self._ended |= line
+            if chip.level & bit:
+                chip.drive(bit, False)
+                self._lowered |= line
 
     def _update(self) -> None:
         """Set the outputs according to the registers."""
@@ -398,12 +396,12 @@ class Pic:
         else:
             self._ocw2(chip, value)
         self._update()
-        return self._effects()
+        return self._effects() if self._ended or self.interrupt_requested != self._int else ()
 
     def _icw1(self, chip: _Controller, value: int) -> None:
         """Start the initialization ("Initialization Command Words 1 and 2"); ELCR is not part of the 8259A."""
         gone = chip.isr | chip.irr & ~chip.level
-        self._ended |= gone if chip is self._primary else gone << 8
+        self._ended |= (gone if chip is self._primary else gone << 8) & self.resample_lines
         chip.irr = chip.imr = chip.isr = 0  # `lines` stays: a line that is high must first fall to make an edge
         chip.set_lowest(7)
         chip.read_isr = chip.poll = chip.special_mask = False

@@ -37,6 +37,7 @@ REFRESH_PULSES = 18
 """CLK pulses between two memory refreshes, 15 microseconds."""
 
 _SECOND = 1_000_000_000
+_ROSE_ONCE = TimerRose(1)
 
 
 class Pit:
@@ -102,11 +103,19 @@ class Pit:
 
         Both answers are of one instant: an edge between them would be neither raised nor waited for.
         """
-        edges = self.take_rising_edges(now)
-        when = self.next_rising_edge(now)
+        self._counters[0].advance(self._advance(now))
+        return self._rose(now)
+
+    def _rose(self, now: int) -> Effects:
+        """As `expire`, after counter 0 has advanced."""
+        counter = self._counters[0]
+        edges, tick = counter.rising_edges, counter.next_rising_edge()
+        when = None if tick is None else self._time(tick)
         if not edges:
             return (WakeAt(when),)
-        return TimerRose(edges), WakeAt(None if when is None else max(when, now + SHORTEST_PERIOD))
+        counter.rising_edges = 0
+        rose = _ROSE_ONCE if edges == 1 else TimerRose(edges)
+        return rose, WakeAt(None if when is None else max(when, now + SHORTEST_PERIOD))
 
     def _advance(self, now: int) -> int:
         """The last CLK pulse at `now`."""
@@ -181,11 +190,11 @@ class Pit:
             counter.advance(tick)
             counter.write(value)
             if number == 0:
-                return self.expire(now)
+                return self._rose(now)
         elif port == CONTROL_PORT:
             self._control(value, tick)
             if value >> CONTROL_SELECT_SHIFT == 0:
-                return self.expire(now)
+                return self._rose(now)
         elif port == SPEAKER_PORT:
             counter = self._counters[2]
             counter.advance(tick)

@@ -40,7 +40,7 @@ def alone(rng: random.Random, expired: Deadline) -> int:
                 assert restored.interrupt_requested == pic.interrupt_requested
         accesses += BATCH
         assert 0 <= pic.ended <= 0xFFFF
-        pic.ended = 0
+        pic.ended, pic.pic.resample_lines = 0, rng.getrandbits(16)
         states = [pic.state(select) for select in PicSelect]
         restored = Pic.from_state(*states)
         assert [restored.state(select) for select in PicSelect] == states

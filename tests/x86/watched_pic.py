@@ -11,7 +11,7 @@ class WatchedPic:
     """As `Pic`, but accesses give no effects.
 
     Attributes:
-        ended: Lines, as bits, whose interrupt has ended since the test last set this to 0.
+        ended: Lines, as bits, whose interrupt has ended since `report_all_ends`.
     """
 
     def __init__(self, pic: Pic | None = None) -> None:
@@ -22,6 +22,11 @@ class WatchedPic:
     @classmethod
     def from_state(cls, primary: PicState, secondary: PicState) -> WatchedPic:
         return cls(Pic.from_state(primary, secondary))
+
+    def report_all_ends(self) -> None:
+        """Let every end be reported from now on, of edge-triggered lines. A level-triggered one is taken low, too."""
+        self.pic.resample_lines = 0xFFFF
+        self.ended = 0
 
     @property
     def interrupt_requested(self) -> bool:
@@ -41,7 +46,7 @@ class WatchedPic:
                 self._int = effect.high
             else:
                 assert isinstance(effect, LineEnded)
-                assert not effect.lowered or self.pic.resample_lines >> effect.line & 1
+                assert self.pic.resample_lines >> effect.line & 1
                 self.ended |= 1 << effect.line
         assert self._int == self.pic.interrupt_requested, "INT has changed, and no effect says so"
 
