@@ -30,7 +30,6 @@ def asked_for(name: str | None, variable: str) -> tuple[str | None, str]:
 def create_vm(
     name: str | None = None,
     *,
-    backend: str | None = None,
     clock: VirtualClock | None = None,
     plugins: Plugins | None = None,
 ) -> Vm:
@@ -39,19 +38,17 @@ def create_vm(
     Args:
         name: The hypervisor; without one, what `HYPERVISOR_VARIABLE` names, else the first that is usable in
             order of preference. `choose` makes one on which a chip fits.
-        backend: Which chip the VM is for; without a `name`, only hypervisors that it can serve are considered.
         clock: Makes a VM in virtual time: the instructions of the guest advance this clock.
         plugins: Where to look instead of in what is installed.
 
     Raises:
-        UnknownName: No installed plugin offers `name` or `backend`.
+        UnknownName: No installed plugin offers `name`.
         NothingSuitable: The one named, or none of all, can be used here; each with its reason.
     """
     plugins = installed() if plugins is None else plugins
     refusals = []
     asked, argument = asked_for(name, HYPERVISOR_VARIABLE)
-    served = None if backend is None else named(backend, plugins.backends, "backend", plugins).hypervisors
-    hypervisors = [one for one in plugins.hypervisors.values() if served is None or one.name in served]
+    hypervisors = list(plugins.hypervisors.values())
     if asked is not None:
         hypervisors = [named(asked, plugins.hypervisors, "hypervisor", plugins, argument)]
     for hypervisor in hypervisors:
@@ -59,9 +56,8 @@ def create_vm(
         if not isinstance(vm, str):
             return vm
         refusals.append((hypervisor.name, vm))
-    purpose = f" for {backend}" if backend is not None else ""
     raise NothingSuitable(
-        f"hypervisor {asked} cannot be used here" if asked else f"no hypervisor can be used here{purpose}",
+        f"hypervisor {asked} cannot be used here" if asked else "no hypervisor can be used here",
         refusals=refusals,
         argument=argument,
         remedy="" if refusals else "pip install irqchip-kvm, for one",

@@ -226,10 +226,10 @@ class Bench:
         """The lower half of a redirection entry, as the guest reads it."""
         return self.ioapic_read(FIRST_ENTRY + 2 * pin)
 
-    def init_pics(self, *, auto_eoi: bool = False, fully_nested: bool = False) -> None:
+    def init_pics(self, *, auto_eoi: bool = False) -> None:
         """Let the guest initialize both PICs, vector bases 0x30 and 0x38, and mask all their lines."""
         self.need(IrqChipCap.PIC)
-        icw4 = ICW4_8086 | auto_eoi * ICW4_AUTO_EOI | fully_nested << 4
+        icw4 = ICW4_8086 | auto_eoi * ICW4_AUTO_EOI
         for select, port in PIC_PORTS.items():
             cascade = CASCADE if select is PicSelect.PRIMARY else 2
             for at, value in ((port, ICW1), (port + 1, PIC_BASES[select]), (port + 1, cascade), (port + 1, icw4)):

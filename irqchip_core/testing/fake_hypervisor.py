@@ -31,9 +31,9 @@ class FakeVcpu:
         msr: The answer to the last MSR exit: its value, or None for #GP.
     """
 
-    def __init__(self, vcpu_id: int = 0, *, ready: bool = True) -> None:
+    def __init__(self, vcpu_id: int = 0) -> None:
         self._id = vcpu_id
-        self.ready = ready
+        self.ready = True
         self.injected: list[int] = []
         self.nmis = 0
         self.nmi_waits = False

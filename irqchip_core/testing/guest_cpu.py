@@ -85,13 +85,13 @@ class GuestCpu:
 
     # Running
 
-    def do(self, operation: Operation, first: int = 0, second: int = 0, *, patience: float | None = None) -> int:
+    def do(self, operation: Operation, first: int = 0, second: int = 0) -> int:
         """Let the guest perform `operation`; what it read.
 
         Raises:
             Nonconforming: It does not come to the end of it.
         """
-        if not self._perform(operation, first, second, patience):
+        if not self._perform(operation, first, second, None):
             where = f"{operation.name} at RIP {self.vcpu.get_regs().rip:#x}"
             raise Nonconforming(f"a runnable vCPU executes, but vCPU {self.id} did not come to the end of {where}")
         return self.mailbox.result()

@@ -90,21 +90,6 @@ def test_hypervisors_are_chosen_likewise(install: Install) -> None:
         create_vm(plugins=found)
 
 
-def test_a_vm_is_chosen_for_its_chip(install: Install) -> None:
-    install("first", hypervisor("first", rank=-3))
-    install("second", hypervisor("second", rank=-2))
-    install("chip", backend("needs_second", hypervisors="frozenset({'second'})"))
-    install("lost", backend("needs_third", hypervisors="frozenset({'third'})"))
-    found = only_ours()
-    assert create_vm(plugins=found).hypervisor == "first"
-    assert create_vm(backend="needs_second", plugins=found).hypervisor == "second"
-    assert create_vm("first", backend="needs_second", plugins=found).hypervisor == "first"  # the chip will say why not
-    with pytest.raises(NothingSuitable, match="no hypervisor can be used here for needs_third; pip install"):
-        create_vm(backend="needs_third", plugins=found)
-    with pytest.raises(UnknownName, match="did you mean needs_second"):
-        create_vm(backend="needs_secnd", plugins=found)
-
-
 IN_VIRTUAL_TIME = """
     virtual_time = True
     def create_vm_in_virtual_time(self, clock):

@@ -399,15 +399,9 @@ class KvmVm:
         self.enable_user_space_msr()
         self.set_msr_filter(MsrRange(one.start, len(one)) for one in msrs if one.start not in X2APIC_MSRS)
 
-    def enable_user_space_msr(
-        self,
-        reasons: int = abi.MSR_EXIT_REASON_INVAL | abi.MSR_EXIT_REASON_UNKNOWN | abi.MSR_EXIT_REASON_FILTER,
-    ) -> None:
-        """Get an `MsrExit` instead of #GP in the guest (KVM_CAP_X86_USER_SPACE_MSR).
-
-        Args:
-            reasons: abi.MSR_EXIT_REASON_*: for which accesses; 0 for none.
-        """
+    def enable_user_space_msr(self) -> None:
+        """Get an `MsrExit` instead of #GP in the guest (KVM_CAP_X86_USER_SPACE_MSR)."""
+        reasons = abi.MSR_EXIT_REASON_INVAL | abi.MSR_EXIT_REASON_UNKNOWN | abi.MSR_EXIT_REASON_FILTER
         self.enable_cap(Cap.X86_USER_SPACE_MSR, reasons)
 
     def set_msr_filter(self, ranges: Iterable[MsrRange]) -> None:

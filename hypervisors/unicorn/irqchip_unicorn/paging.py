@@ -119,10 +119,10 @@ class Paging:
             address, size = address + here, size - here
         return pieces
 
-    def read(self, address: int, size: int, *, user: bool = False) -> int:
+    def read(self, address: int, size: int) -> int:
         """A little-endian number at a linear address. Raises `GuestFault`."""
         value = shift = 0
-        for physical, here in self._pieces(address, size, write=False, user=user):
+        for physical, here in self._pieces(address, size, write=False, user=False):
             value |= self._memory.read(physical, here) << shift
             shift += 8 * here
         return value
