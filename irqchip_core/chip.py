@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Self
+
+from attrs import field, frozen
 
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus
@@ -57,6 +59,34 @@ class IrqChipCap(enum.Enum):
 
 PC_CONTROLLERS = frozenset({IrqChipCap.PIC, IrqChipCap.IOAPIC, IrqChipCap.PIT, IrqChipCap.LOCAL_APIC, IrqChipCap.MSI})
 """The controllers of a PC. The chip of a micro-VM has fewer: local APICs and messages, for instance."""
+
+
+@frozen
+class Capability:
+    """A capability that a plugin adds to those of `IrqChipCap`, by the hook `irqchip_capabilities`.
+
+    Attributes:
+        value: Its name on the command line: lower case letters, digits and underscores. It stands for the capability:
+            a backend may claim it by an object of its own.
+        meaning: One line.
+        has: Whether a chip has it.
+    """
+
+    value: str
+    meaning: str = field(eq=False)
+    has: Callable[[IrqChip], bool] = field(eq=False, repr=False)
+
+
+AnyCapability = IrqChipCap | Capability
+
+
+def has_capability(chip: IrqChip, capability: AnyCapability) -> bool:
+    """Whether `chip` has a capability, one of a plugin's included.
+
+    Raises:
+        WrongType: It is no capability.
+    """
+    return capability.has(chip) if isinstance(capability, Capability) else chip.check_capability(capability)
 
 
 class MPState(enum.IntEnum):

@@ -19,7 +19,7 @@ from attrs import frozen
 from irqchip_core.errors import Unsupported
 
 if TYPE_CHECKING:
-    from irqchip_core.chip import IrqChip, IrqChipCap
+    from irqchip_core.chip import AnyCapability, Capability, IrqChip
     from irqchip_core.clock import VirtualClock
     from irqchip_core.events import IrqEventIndex, IrqEventSource
     from irqchip_core.hypervisor.vcpu import Vm
@@ -42,7 +42,7 @@ class Probe:
     """
 
     refusal: str | None = None
-    capabilities: frozenset[IrqChipCap] = frozenset()
+    capabilities: frozenset[AnyCapability] = frozenset()
 
 
 class Backend(ABC):
@@ -126,6 +126,11 @@ def irqchip_backend() -> Backend:  # type: ignore[empty-body]
 @hookspec
 def irqchip_hypervisor() -> Hypervisor:  # type: ignore[empty-body]
     """Offer a hypervisor."""
+
+
+@hookspec
+def irqchip_capabilities() -> Iterable[Capability]:  # type: ignore[empty-body]
+    """Add capabilities that can be required of a chip, in code and on the command line, and that the kit checks."""
 
 
 @hookspec

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from attrs import evolve, frozen
 
 from irqchip_core.arguments import check_type
-from irqchip_core.chip import IrqChip, IrqChipCap
+from irqchip_core.chip import AnyCapability, IrqChip
 from irqchip_core.errors import InvalidArgument, NothingSuitable, WrongType
 from irqchip_core.hookspecs import Backend, Probe, irqchip_created
 from irqchip_core.hypervisor.vcpu import Vm
@@ -88,7 +88,7 @@ def candidates(
     vm: Vm,
     *,
     name: str | None = None,
-    require: Collection[IrqChipCap] = (),
+    require: Collection[AnyCapability] = (),
     prefer: Collection[str] = (),
     plugins: Plugins | None = None,
 ) -> list[Candidate]:
@@ -103,7 +103,7 @@ def candidates(
 def _candidates(
     name: str | None,
     vm: Vm,
-    require: Collection[IrqChipCap],
+    require: Collection[AnyCapability],
     prefer: Collection[str],
     plugins: Plugins,
     *,
@@ -125,7 +125,7 @@ def _offered(name: str | None, prefer: Collection[str], plugins: Plugins) -> tup
     return [*offered], prefer
 
 
-def judge(backend: Backend, vm: Vm, require: Collection[IrqChipCap] = ()) -> Candidate:
+def judge(backend: Backend, vm: Vm, require: Collection[AnyCapability] = ()) -> Candidate:
     """Whether `backend` can make a chip for `vm` that has all the capabilities in `require`."""
     offer = _offer(backend)
     if offer.hypervisors is not None and vm.hypervisor not in offer.hypervisors:
@@ -148,7 +148,7 @@ def _refused(backend: Backend, hypervisor: str, refusal: str) -> Candidate:
 
 
 def _judge_unasked(
-    backend: Backend, vm: Vm, require: Collection[IrqChipCap], prefer: Collection[str], probe_all: bool
+    backend: Backend, vm: Vm, require: Collection[AnyCapability], prefer: Collection[str], probe_all: bool
 ) -> Candidate:
     """`probe_all`: probe wrappers too that are not preferred, to show what they can do."""
     if not backend.wrapper or backend.name in prefer:
@@ -168,7 +168,7 @@ def survey(
     name: str | None = None,
     *,
     hypervisor: str | None = None,
-    require: Collection[IrqChipCap] = (),
+    require: Collection[AnyCapability] = (),
     prefer: Collection[str] = (),
     virtual_time: bool = False,
     plugins: Plugins | None = None,
@@ -186,7 +186,7 @@ def select(
     name: str | None = None,
     *,
     hypervisor: str | None = None,
-    require: Collection[IrqChipCap] = (),
+    require: Collection[AnyCapability] = (),
     prefer: Collection[str] = (),
     virtual_time: bool = False,
     plugins: Plugins | None = None,
@@ -203,7 +203,7 @@ def choose(
     name: str | None = None,
     *,
     hypervisor: str | None = None,
-    require: Collection[IrqChipCap] = (),
+    require: Collection[AnyCapability] = (),
     prefer: Collection[str] = (),
     virtual_time: bool = False,
     plugins: Plugins | None = None,
@@ -263,7 +263,7 @@ def _reason(name: str | None, variable: str, unasked: str) -> str:
 def _survey(
     name: str | None,
     hypervisor: str | None,
-    require: Collection[IrqChipCap],
+    require: Collection[AnyCapability],
     prefer: Collection[str],
     plugins: Plugins,
     found: Vms,
@@ -297,7 +297,7 @@ def create_irqchip(
     *,
     vm: Vm,
     vcpu_count: int = 1,
-    require: Collection[IrqChipCap] = (),
+    require: Collection[AnyCapability] = (),
     prefer: Collection[str] = (),
     plugins: Plugins | None = None,
 ) -> IrqChip:
@@ -343,13 +343,15 @@ def _check_count(vcpu_count: int) -> None:
         raise InvalidArgument(f"a VM has 1 vCPU or more, not {vcpu_count}", argument="vcpu_count")
 
 
-def _check_wishes(require: Collection[IrqChipCap], prefer: Collection[str]) -> None:
+def _check_wishes(require: Collection[AnyCapability], prefer: Collection[str]) -> None:
     if isinstance(prefer, str):  # a collection, but of letters
         raise WrongType(f"{prefer!r} is one name", argument="prefer", remedy="give a list of names")
     for name in prefer:
         check_type(name, str, subject="", argument="prefer")
-    if wrong := [one for one in require if not isinstance(one, IrqChipCap)]:
-        raise WrongType(f"{wrong[0]!r} is no capability", argument="require", remedy="give members of IrqChipCap")
+    if wrong := [one for one in require if not isinstance(one, AnyCapability)]:
+        raise WrongType(
+            f"{wrong[0]!r} is no capability", argument="require", remedy="give members of IrqChipCap, or a plugin's"
+        )
 
 
 def _nothing(name: str | None, argument: str, refusals: list[tuple[str, str]], plugins: Plugins) -> NothingSuitable:

@@ -181,6 +181,8 @@ def _entry(plugins: Plugins, record: PluginRecord, vms: Vms) -> dict[str, Any]:
     }
     if record.error is None and record.backend:
         entry["on"] = _on_each_hypervisor(plugins, record.backend, vms)
+    if record.error is None and record.capabilities:
+        entry["adds"] = {one.value: one.meaning for one in record.capabilities}
     if record.error is None and record.hypervisor:
         reason = vms.missing(record.hypervisor.name)
         entry |= {"viable": reason is None, "reason": reason}
@@ -197,7 +199,9 @@ def _verdicts(entry: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield "backend", entry["backend"], _verdict(answer, f"on {name}")
     if entry["hypervisor"]:
         yield "hypervisor", entry["hypervisor"], "usable" if entry["viable"] else f"no: {entry['reason']}"
-    if entry["kind"] == "plugin":
+    for name, meaning in entry.get("adds", {}).items():
+        yield "capability", name, meaning
+    if entry["kind"] == "plugin" and "adds" not in entry:
         yield "plugin", entry["name"], "loaded"
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from irqchip_core.chip import IrqChipCap
+from irqchip_core.chip import AnyCapability
 from irqchip_core.cli.json_option import add_json, prints_text, write
 from irqchip_core.errors import NothingSuitable
 from irqchip_core.plugins.discovery import installed
@@ -32,7 +32,7 @@ def add_select(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="CAPABILITY,...",
         type=_capabilities,
         default=[],
-        help=f"what the chip must be able to do: {', '.join(capability.value for capability in IrqChipCap)}",
+        help=f"what the chip must be able to do: {', '.join(installed().capabilities)}",
     )
     command.add_argument(
         "--prefer",
@@ -50,12 +50,11 @@ def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
-def _capabilities(text: str) -> list[IrqChipCap]:
-    try:
-        return [IrqChipCap(name) for name in _names(text)]
-    except ValueError as error:
-        known = ", ".join(capability.value for capability in IrqChipCap)
-        raise argparse.ArgumentTypeError(f"{error}; choose from {known}") from None
+def _capabilities(text: str) -> list[AnyCapability]:
+    known = installed().capabilities
+    if wrong := [name for name in _names(text) if name not in known]:
+        raise argparse.ArgumentTypeError(f"{wrong[0]!r} is no capability; choose from {', '.join(known)}")
+    return [known[name] for name in _names(text)]
 
 
 def _select(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 
 from attrs import define, field
 
+from irqchip_core.chip import AnyCapability, Capability, IrqChipCap
 from irqchip_core.errors import DuplicateName, PluginError
 from irqchip_core.hook_manager import HookManager
 from irqchip_core.hookspecs import API_VERSION, Backend, Hypervisor
@@ -28,6 +29,7 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 _KINDS: dict[str, type[Backend | Hypervisor]] = {"irqchip_backend": Backend, "irqchip_hypervisor": Hypervisor}
 """What the hooks return that offer something."""
+_CAPABILITIES = "irqchip_capabilities"
 _METHODS: dict[str, dict[str, list[str]]] = {
     "irqchip_backend": {"probe": ["vm"], "create": ["vm", "vcpu_count"]},
     "irqchip_hypervisor": {"probe": [], "create_vm": []},
@@ -45,6 +47,7 @@ class PluginRecord:
         distribution: Name of the distribution it came with.
         version: Version of that distribution.
         backend, hypervisor: What it offers.
+        capabilities: What it adds to those of `IrqChipCap`.
         error: Why it cannot be used; None if it can.
     """
 
@@ -54,6 +57,7 @@ class PluginRecord:
     version: str
     backend: BackendOffer | None = None
     hypervisor: HypervisorOffer | None = None
+    capabilities: tuple[Capability, ...] = ()
     error: BaseException | None = None
 
     @property
@@ -83,12 +87,14 @@ class Plugins:
         manager: All good plugins.
         records: All entry points found, by distribution and name.
         backends, hypervisors: What the good plugins offer, by name, the lowest rank first.
+        capabilities: By name, those of `IrqChipCap` and those that the good plugins add.
     """
 
     manager: HookManager
     records: list[PluginRecord] = field(factory=list)
     backends: dict[str, Backend] = field(factory=dict)
     hypervisors: dict[str, Hypervisor] = field(factory=dict)
+    capabilities: dict[str, AnyCapability] = field(factory=lambda: {one.value: one for one in IrqChipCap})
 
     def broken(self) -> list[PluginRecord]:
         """The records that have an error."""
@@ -129,6 +135,7 @@ def discover(
     backends = [record.backend for record in good if record.backend is not None]
     hypervisors = [record.hypervisor for record in good if record.hypervisor is not None]
     found.backends = {backend.name: backend for backend in sorted(backends, key=_by_rank)}
+    found.capabilities |= {one.value: one for record in good for one in record.capabilities}
     found.hypervisors = {hypervisor.name: hypervisor for hypervisor in sorted(hypervisors, key=_by_rank)}
     return found
 
@@ -196,8 +203,12 @@ def _load(
             for implementation in manager.implementations(hook, plugin):
                 read = functools.partial(_read_offer, hook, implementation.function, who, seconds)
                 setattr(record, hook.removeprefix("irqchip_"), run_with_timeout(seconds, f"{hook} of {who}", read))
+        for implementation in manager.implementations(_CAPABILITIES, plugin):
+            added = functools.partial(_read_capabilities, implementation.function)
+            record.capabilities = run_with_timeout(seconds, f"{_CAPABILITIES} of {who}", added)
     except BaseException:
         record.backend = record.hypervisor = None
+        record.capabilities = ()
         manager.unregister(plugin)
         raise
 
@@ -231,6 +242,28 @@ def _read_offer(
     return offer
 
 
+def _read_capabilities(function: Callable[[], object]) -> tuple[Capability, ...]:
+    """What a plugin adds, all of it as it must be."""
+    made = function()
+    if not isinstance(made, Iterable):
+        raise PluginError(f"{_CAPABILITIES} returned {made!r}", remedy="return a list of Capability")
+    added = tuple(made)
+    for one in added:
+        if not isinstance(one, Capability):
+            raise PluginError(f"{_CAPABILITIES} returned {one!r}", remedy="return a list of Capability")
+        if not isinstance(one.value, str) or not NAME.fullmatch(one.value):
+            raise PluginError(f"{one.value!r} is not a name", remedy="use lower case letters, digits and underscores")
+        if not isinstance(one.meaning, str) or not one.meaning:
+            raise PluginError(f"capability {one.value} has no meaning", remedy="give it one line of text")
+        if not callable(one.has):
+            raise PluginError(f"has of capability {one.value} is {one.has!r}", remedy="give a function of a chip")
+    taken = [one.value for one in IrqChipCap]
+    for number, one in enumerate(added):
+        if one.value in taken or one in added[:number]:
+            raise PluginError(f"capability {one.value} is there already", remedy="give it another name")
+    return added
+
+
 def _check_attributes(offer: BackendOffer | HypervisorOffer, kind: str) -> None:
     if not isinstance(offer.name, str) or not NAME.fullmatch(offer.name):
         raise PluginError(f"{offer.name!r} is not a name", remedy="use lower case letters, digits and underscores")
@@ -249,6 +282,8 @@ def _refuse_duplicates(found: Plugins) -> None:
     """Refuse all plugins that offer one name: a choice by that name would be ambiguous."""
     owners: dict[tuple[str, str], list[PluginRecord]] = {}
     for record in found.records:
+        for capability in record.capabilities:
+            owners.setdefault(("capability", capability.value), []).append(record)
         for kind, offer in (("backend", record.backend), ("hypervisor", record.hypervisor)):
             if offer is not None:
                 owners.setdefault((kind, offer.name), []).append(record)

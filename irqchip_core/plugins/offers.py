@@ -124,13 +124,13 @@ class BackendOffer(Backend):
         return Probe(answer) if isinstance(answer, str) else answer
 
     def _probe(self, vm: Vm) -> Probe:
-        from irqchip_core.chip import IrqChipCap
+        from irqchip_core.chip import AnyCapability
 
         with _entering(self.plugin, self.name):
             probe = self.plugin.probe(vm)
         if not isinstance(probe, Probe) or not isinstance(probe.refusal, str | None):
             raise TypeError(f"it answered {probe!r}")
-        if not all(isinstance(capability, IrqChipCap) for capability in probe.capabilities):
+        if not all(isinstance(capability, AnyCapability) for capability in probe.capabilities):
             raise TypeError(f"its capabilities are {probe.capabilities!r}")
         return probe
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus
-from irqchip_core.chip import IrqChipCap, MPState
+from irqchip_core.chip import AnyCapability, IrqChipCap, MPState, has_capability
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent, PlatformDeviceId
 from irqchip_core.hypervisor.vcpu import Vm
 from irqchip_core.irq_loop import IrqLoop
@@ -103,11 +103,11 @@ class Bench:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def has(self, capability: IrqChipCap) -> bool:
+    def has(self, capability: AnyCapability) -> bool:
         """Whether the chip has it."""
-        return self.chip.check_capability(capability)
+        return has_capability(self.chip, capability)
 
-    def need(self, *capabilities: IrqChipCap) -> None:
+    def need(self, *capabilities: AnyCapability) -> None:
         """Raise `NotApplicable` if the chip lacks one of them."""
         for capability in capabilities:
             if not self.has(capability):

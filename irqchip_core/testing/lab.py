@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 from attrs import define, field
 
-from irqchip_core.chip import IrqChip, IrqChipCap
+from irqchip_core.chip import AnyCapability, IrqChip, IrqChipCap, has_capability
 from irqchip_core.hypervisor.vcpu import Vm
+from irqchip_core.plugins.discovery import installed
 from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.patience import Patience
 from irqchip_core.testing.verdict import Nonconforming, NotApplicable, not_claimed
@@ -62,7 +63,7 @@ class Lab:
         create_vm: Callable[[], Vm],
         create_chip: Callable[[Vm, int], IrqChip],
         *,
-        claims: frozenset[IrqChipCap] | None = None,
+        claims: frozenset[AnyCapability] | None = None,
         patience: Patience | float | None = None,
     ) -> None:
         self.create_vm = create_vm
@@ -100,14 +101,15 @@ class Lab:
         self._machines.append(machine)
         return machine
 
-    def claims(self) -> frozenset[IrqChipCap]:
+    def claims(self) -> frozenset[AnyCapability]:
         """The capabilities the chip is said to have."""
         if self._claims is None:
             with self.create_vm() as vm, self.create_chip(vm) as chip:
-                self._claims = frozenset(capability for capability in IrqChipCap if chip.check_capability(capability))
+                known = installed().capabilities.values()
+                self._claims = frozenset(capability for capability in known if has_capability(chip, capability))
         return self._claims
 
-    def need(self, capability: IrqChipCap) -> None:
+    def need(self, capability: AnyCapability) -> None:
         """Raise `NotApplicable` if the chip does not claim `capability`."""
         if capability not in self.claims():
             raise not_claimed(capability)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from irqchip_core.chip import IrqChipCap
+from irqchip_core.chip import AnyCapability
 
 
 class Nonconforming(AssertionError):
@@ -18,7 +18,7 @@ class NotApplicable(Exception):
     """The scenario cannot be played here. The message is the reason, and what would open it."""
 
 
-def not_claimed(capability: IrqChipCap) -> NotApplicable:
+def not_claimed(capability: AnyCapability) -> NotApplicable:
     """What is raised where a scenario needs `capability`."""
     return NotApplicable(f"needs capability {capability.value}, which the chip does not claim")
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class WrapperBackend(Backend):
-    """Can serve a VM if the backend it wraps can, and has that one's capabilities.
+    """Can serve a VM if the backend it wraps can, and has that one's capabilities, but for those that plugins add.
 
     Attributes:
         wraps: Name of the backend to wrap, which may be a wrapper; None for the first that fits and is none.
@@ -44,11 +44,15 @@ class WrapperBackend(Backend):
 
     @override
     def probe(self, vm: Vm) -> Probe:
+        from irqchip_core.chip import IrqChipCap
+
         try:
-            return self._choose(vm).probe
+            able = self._choose(vm).probe.capabilities
         except NothingSuitable as error:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in error.refusals)
             return Probe(f"there is no chip to wrap: {reasons or 'none is installed'}")
+        # A wrapper passes on the methods of the contract, and so nothing of a plugin's own.
+        return Probe(capabilities=frozenset(one for one in able if isinstance(one, IrqChipCap)))
 
     @override
     def create(self, vm: Vm, vcpu_count: int) -> IrqChipX86_64:

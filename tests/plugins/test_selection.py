@@ -387,9 +387,6 @@ def test_the_command_knows_its_capabilities(use: Callable[[], None], capsys: pyt
     with pytest.raises(SystemExit) as caught:
         cli.main(["select", "--require", "x2apic,speed"])
     assert caught.value.code == 2
-    assert (
-        "'speed' is not a valid IrqChipCap; choose from pic, ioapic, pit, local_apic, msi, tsc_"
-        in capsys.readouterr().err
-    )
+    assert "'speed' is no capability; choose from pic, ioapic, pit, local_apic, msi, tsc_" in capsys.readouterr().err
     assert cli.main(["select", "nobody"]) == 2
     assert cli.main(["select", "--hypervisor", "nowhere"]) == 2

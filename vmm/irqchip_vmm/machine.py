@@ -21,7 +21,7 @@ from typing import Self, TypeVar
 from irqchip_core.allocator import FIRST_IRQ, SystemAllocator
 from irqchip_core.arguments import check_int
 from irqchip_core.bus import Bus, BusDevice
-from irqchip_core.chip import PC_CONTROLLERS, IrqChip, IrqChipCap
+from irqchip_core.chip import PC_CONTROLLERS, AnyCapability, IrqChip, IrqChipCap
 from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import Closed, Exhausted, InvalidArgument, IrqChipError, WrongType
 from irqchip_core.events import DeviceId, IrqEventSource, PlatformDeviceId
@@ -91,8 +91,8 @@ class Machine:
         chip: str | IrqChip | None = None,
         memory_size: int = 16 << 20,
         vcpu_count: int = 1,
-        controllers: Collection[IrqChipCap] = PC_CONTROLLERS,
-        require: Collection[IrqChipCap] = (),
+        controllers: Collection[AnyCapability] = PC_CONTROLLERS,
+        require: Collection[AnyCapability] = (),
         console: Callable[[bytes], object] = lambda data: None,
         on_end: Callable[[], object] = lambda: None,
         deterministic: bool = False,
@@ -137,7 +137,7 @@ class Machine:
         hypervisor: str | Vm | None,
         chip: str | IrqChip | None,
         memory_size: int,
-        require: list[IrqChipCap],
+        require: list[AnyCapability],
         virtual_time: bool,
     ) -> None:
         in_turns = [IrqChipCap.MP_STATE_GET_SET]  # what a thread needs that runs all vCPUs in virtual time

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from irqchip_core.chip import PC_CONTROLLERS, IrqChipCap
 from irqchip_core.cli.json_option import add_json
 from irqchip_core.hookspecs import hookimpl
+from irqchip_core.plugins.discovery import installed
 from irqchip_vmm.memory import MAX_SIZE
 
 DEFAULT_MEMORY_MIB = 16
@@ -45,8 +46,8 @@ def irqchip_subcommand(subparsers: argparse._SubParsersAction[argparse.ArgumentP
         metavar="CAPABILITY",
         action="append",
         default=[],
-        choices=[capability.value for capability in IrqChipCap],
-        help=f"take only a chip that has it: {', '.join(capability.value for capability in IrqChipCap)}; repeatable",
+        choices=list(capabilities := installed().capabilities),
+        help=f"take only a chip that has it: {', '.join(capabilities)}; repeatable",
     )
     parser.add_argument(
         "--controllers",

@@ -13,6 +13,7 @@ from irqchip_core.chip import PC_CONTROLLERS, IrqChipCap
 from irqchip_core.cli.json_option import check_file, prints_text, text_of, write
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.eventfd import Event
+from irqchip_core.plugins.discovery import installed
 from irqchip_core.table import terminal_width
 from irqchip_vmm import report
 from irqchip_vmm.ending import Outcome, RunResult
@@ -75,7 +76,7 @@ def _run(args: argparse.Namespace) -> int:
             memory_size=memory_size,
             vcpu_count=args.vcpus,
             controllers=PC_CONTROLLERS if args.controllers is None else args.controllers,
-            require={IrqChipCap(name) for name in args.require},
+            require={installed().capabilities[name] for name in args.require},
             console=lambda data: console.write(data, until=ended),
             on_end=ended.signal,
             deterministic=args.deterministic,

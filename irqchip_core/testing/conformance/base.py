@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 import pytest
 
-from irqchip_core.chip import IrqChip, IrqChipCap
+from irqchip_core.chip import AnyCapability, IrqChip
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.hypervisor.vcpu import Vm
 from irqchip_core.selection import create_irqchip, create_vm, select
@@ -21,7 +21,7 @@ from irqchip_core.testing.patience import Patience
 
 
 @functools.cache
-def choose(backend: str, hypervisor: str | None = None) -> tuple[str, frozenset[IrqChipCap]]:
+def choose(backend: str, hypervisor: str | None = None) -> tuple[str, frozenset[AnyCapability]]:
     """The hypervisor to test a backend on, and what it claims there. Without a name, the first that it can use.
 
     Raises:
@@ -56,7 +56,7 @@ class Scenarios:
 
     backend: str | None = None
     hypervisor: str | None = None
-    capabilities: frozenset[IrqChipCap] | None = None
+    capabilities: frozenset[AnyCapability] | None = None
     patience: float | None = None
 
     lab: Lab
@@ -106,7 +106,7 @@ class Scenarios:
         request.node.irqchip_lab = self.lab
 
 
-def needs(*capabilities: IrqChipCap) -> Callable[[Callable[[_S], None]], Callable[[_S], None]]:
+def needs(*capabilities: AnyCapability) -> Callable[[Callable[[_S], None]], Callable[[_S], None]]:
     """Mark a scenario that only chips with all of `capabilities` can play."""
 
     def decorate(scenario: Callable[[_S], None]) -> Callable[[_S], None]:
