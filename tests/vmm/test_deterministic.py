@@ -101,7 +101,7 @@ class OneVcpu(FakeVm):
 
     def __init__(self, vcpu: FakeVcpu) -> None:
         super().__init__()
-        self.clock: VirtualClock = VirtualClock(5)
+        self.clock = self.time = VirtualClock(5)
         self.vcpu = vcpu
 
     @override
@@ -129,7 +129,7 @@ def test_a_trace_shows_events_and_routes() -> None:
     chip.observers.add(Trace(vm, lambda line: lines.append(str(line))))
     with chip, IrqEdgeEvent() as event:
         chip.register_edge_irq_event(4, event, IrqEventSource(PlatformDeviceId.SERIAL, 0, "com1"))
-        vm.clock.advance(10)
+        vm.time.advance(10)
         chip.set_irq_routes([*default_routes(), IrqRoute.msi(30, 0xFEE00000, 0x41)])
         chip.set_irq_routes([route for route in default_routes() if route.gsi])
         chip.unregister_edge_irq_event(4, event)
