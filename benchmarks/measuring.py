@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from attrs import field, frozen
 
 OURS, C, IOCTL = "ours", "C", "ioctl"
-"""Who does it: this project; the same system calls from C; the bare system calls from Python."""
+"""What is measured: this project; the same system calls from C; the bare system calls from Python."""
 
 
 @frozen
@@ -37,7 +37,7 @@ class Row:
     Attributes:
         group: What is measured.
         name: Which case of it.
-        samples: By who does it. Empty if it cannot be measured here.
+        samples: By what is measured. Empty if it cannot be measured here.
         unit: ``s`` or ``B``.
         reason: Why there is no sample.
         size: What the case grows with (vCPUs, routes, events), for the plot.

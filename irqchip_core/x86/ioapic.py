@@ -120,7 +120,7 @@ class Ioapic:
         self.sent = list(self.entries)
         self._by_vector = [0] * 256  # bit n: the entry of pin n has this vector
         self._by_vector[0] = (1 << self.pins) - 1
-        # A message of its own for each pin: `refused` tells them apart.
+        # A message of its own for each pin: `refused` finds the pin by it.
         self._sends: list[tuple[Message]] = [(decode_redirection_entry(ENTRY_RESET),) for _ in range(self.pins)]
         self._eois = [0] * self.pins  # consecutive EOIs with the line still asserted
         self._storming = 0  # bit n: pin n waits for wake_at

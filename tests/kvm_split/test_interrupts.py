@@ -259,7 +259,7 @@ def test_a_vcpu_that_goes_on_on_another_thread_is_kicked_from_the_first(
 def test_the_chip_can_be_used_by_a_thread_that_keeps_the_vcpu_from_running(
     chip: KvmSplitIrqChip, machine: Machine
 ) -> None:
-    """Another one wants to stop the vCPU meanwhile, and has no lock."""
+    """Another thread stops the vCPU meanwhile, and has no lock."""
     vcpu = sleeping(machine)
     vectors = []
     thread = threading.Thread(target=lambda: vectors.append(chip._apics.pic_output.pending_extint()))

@@ -56,7 +56,7 @@ _PAGES = _PHYSICAL_ADDRESS & ~0xFFF
 
 
 def native(elsewhere: Iterable[range], cpuid: Cpuid) -> frozenset[int]:
-    """The MSRs that the emulator keeps by itself, where the VMM wants those in `elsewhere`."""
+    """The MSRs that the emulator keeps by itself, except those in `elsewhere`, which the VMM handles."""
     ranges = tuple(elsewhere)
     return frozenset(index for index in _NATIVE & cpuid.msrs if not any(index in msrs for msrs in ranges))
 

@@ -1,4 +1,4 @@
-# Times 32768 pulses of PIT counter 2 by its output, as kernels do that calibrate their clocks. Tells the STOPWATCH what
+# Times 32768 pulses of PIT counter 2 by its output, as kernels do that calibrate their clocks. Writes to the STOPWATCH what
 # it reads at port 0x61: with the gate off, with it on, when the count is written, and when the output has risen.
 .include "pc.inc"
 .code16

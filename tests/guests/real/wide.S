@@ -1,11 +1,11 @@
-# Accesses devices of 8 bits by words and double words, and tells port 0x510 what it reads. Ends with a reset.
+# Accesses devices of 8 bits by words and double words, and writes what it reads to port 0x510. Ends with a reset.
 .include "pc.inc"
 .code16
 .macro tell                             # AX
         mov     dx, 0x510
         out     dx, ax
 .endm
-.macro cmos index                       # tells what is in that register
+.macro cmos index                       # reports the content of that register
         mov     al, \index
         out     RTC_INDEX, al
         mov     ax, 0

@@ -1,5 +1,5 @@
 # Every vector has a stub that says its number; behind them one way in, which finds the source, counts it as taken,
-# ends it as its controller wants, and counts it as ended. What no row expects is counted as spurious.
+# ends it as its controller requires, and counts it as ended. What no row expects is counted as spurious.
 
 .equ GATE, 0x8E00                               # present, interrupt gate: handlers run with interrupts off
 
