@@ -45,7 +45,7 @@ ENTRY_VECTOR        =         0xFF       #      bits 0-7: vector
 ENTRY_DELIVERY_MODE =         7 << 8     #      bits 8-10: delivery mode
 ENTRY_LOGICAL       =         1 << 11    #      destination mode
 DELIVERY_STATUS     =         1 << 12    # (RO)
-POLARITY_LOW        =         1 << 13    #      input pin polarity
+POLARITY_LOW        =         1 << 13    #      input pin polarity: only stored, as lines say "asserted"
 REMOTE_IRR          =         1 << 14    # (RO) a level-triggered interrupt waits for its EOI
 TRIGGER_LEVEL       =         1 << 15    #      trigger mode
 MASKED              =         1 << 16    #      no interrupt
@@ -72,8 +72,6 @@ class Ioapic:
     Args:
         pins: Number of inputs, 24 to 240.
         version: 0x11 or 0x20; 0x20 has an EOI register.
-        electrical: False: level 1 of a line asserts its interrupt, and the polarity bit is only stored (as in KVM and
-            QEMU). True: the level of a line is its voltage, and the polarity bit selects the level that asserts.
 
     Attributes:
         wake_at: When to call `expire`, nanoseconds on the owner's clock; None for never.
@@ -89,10 +87,10 @@ class Ioapic:
 
     __slots__ = (
         "_by_vector", "_eois", "_id", "_lines", "_select", "_select_mask", "_sends", "_storming", "coalesced",
-        "delivered", "electrical", "entries", "ignored", "pins", "resample_lines", "sent", "version", "wake_at",
+        "delivered", "entries", "ignored", "pins", "resample_lines", "sent", "version", "wake_at",
     )  # fmt: skip
 
-    def __init__(self, pins: int = IOAPIC_PINS, version: int = VERSION_ICH, *, electrical: bool = False) -> None:
+    def __init__(self, pins: int = IOAPIC_PINS, version: int = VERSION_ICH) -> None:
         if not IOAPIC_PINS <= pins <= MAXIMUM_PINS:
             raise InvalidArgument(
                 f"an IOAPIC cannot have {pins} pins",
@@ -106,7 +104,6 @@ class Ioapic:
             )
         self.pins = pins
         self.version = version
-        self.electrical = electrical
         self.resample_lines = 0
         self._select_mask = 0xFF if pins <= NARROW_SELECTOR_PINS else 0x1FF
         self.reset()
@@ -218,10 +215,7 @@ class Ioapic:
     # Lines
 
     def _asserted(self, pin: int) -> bool:
-        level = self._lines >> pin & 1
-        if self.electrical and self.entries[pin] & POLARITY_LOW:
-            level ^= 1
-        return level == 1
+        return self._lines >> pin & 1 == 1
 
     def set_line(self, pin: int, level: int) -> Effects:
         """Drive line `pin` to `level`, 0 or 1. Counted in `delivered` or `coalesced`.
@@ -238,8 +232,6 @@ class Ioapic:
         changed = bool(self._lines & bit) != bool(level)
         if changed:
             self._lines ^= bit
-        if self.electrical and entry & POLARITY_LOW:
-            level = not level
         if not level:
             self._storming &= ~bit  # the line is lowered: no storm
             return ()
@@ -278,10 +270,7 @@ class Ioapic:
 
     def _lower(self, pin: int) -> None:
         """Take back the assertion of `pin`."""
-        if self.electrical and self.entries[pin] & POLARITY_LOW:
-            self._lines |= 1 << pin
-        else:
-            self._lines &= ~(1 << pin)
+        self._lines &= ~(1 << pin)
 
     # End of interrupt
 
@@ -380,12 +369,10 @@ class Ioapic:
         return EntriesChanged((1 << self.pins) - 1), WakeAt(self.wake_at)
 
     @classmethod
-    def from_state(
-        cls, state: IoapicState, now: int, version: int = VERSION_ICH, *, electrical: bool = False
-    ) -> Ioapic:
+    def from_state(cls, state: IoapicState, now: int, version: int = VERSION_ICH) -> Ioapic:
         """An IOAPIC with the saved `state`. Raises `InvalidArgument` as `set_state` does."""
         check_record(state, IoapicState, subject="Ioapic", argument="state")
-        ioapic = cls(len(state.redirect_table), version, electrical=electrical)
+        ioapic = cls(len(state.redirect_table), version)
         ioapic.set_state(state, now)
         return ioapic
 

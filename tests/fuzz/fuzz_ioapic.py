@@ -38,9 +38,7 @@ class IoapicFuzzer(Fuzzer):
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.now = 0
-        self.ioapic = Ioapic(
-            rng.choice((24, 24, 120, 240)), rng.choice((VERSION_82093AA, VERSION_ICH)), electrical=rng.random() < 0.3
-        )
+        self.ioapic = Ioapic(rng.choice((24, 24, 120, 240)), rng.choice((VERSION_82093AA, VERSION_ICH)))
         self.ioapic.resample_lines = rng.getrandbits(self.ioapic.pins) & rng.getrandbits(self.ioapic.pins)
 
     def step(self) -> None:
@@ -78,7 +76,7 @@ class IoapicFuzzer(Fuzzer):
             assert ioapic._by_vector[entry & 0xFF] >> pin & 1
         assert sum(pins.bit_count() for pins in ioapic._by_vector) == ioapic.pins
         state = ioapic.state(self.now)
-        restored = Ioapic.from_state(state, self.now, ioapic.version, electrical=ioapic.electrical)
+        restored = Ioapic.from_state(state, self.now, ioapic.version)
         # A restored IOAPIC sends at once what the saved one would have sent at the next occasion.
         again = attrs.evolve(restored.state(self.now), held_back=state.held_back, held_back_for=state.held_back_for)
         assert again == state

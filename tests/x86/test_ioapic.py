@@ -254,16 +254,6 @@ def test_polarity_is_only_stored_where_lines_say_asserted() -> None:
     assert drive(ioapic, 3, 1)[1] == Message(0x45)
 
 
-def test_active_low_line_with_electrical_levels() -> None:
-    ioapic = Ioapic(electrical=True)
-    assert drive(ioapic, 3, 1)[1] is None
-    assert write(ioapic, 0x16, 0x45 | POLARITY_LOW | TRIGGER_LEVEL) == ()
-    assert drive(ioapic, 3, 0)[1] == Message(0x45, trigger_mode=LEVEL)
-    assert ioapic.end_of_interrupt(0x45, 0) == (Message(0x45, trigger_mode=LEVEL),)
-    assert drive(ioapic, 3, 1)[1] is None
-    assert ioapic.end_of_interrupt(0x45, 0) == ()
-
-
 # Resample
 
 
