@@ -288,10 +288,10 @@ class PicPriorityReversed(Pic):
             others = chip.irr & ~highest
             chip.irr &= highest
             self._update()
-            vector = self._inta()
+            vector, effects = super().acknowledge()
             chip.irr |= others
             self._update()
-            return vector, self._effects()
+            return vector, (*effects, *self._effects())
         return super().acknowledge()
 
 
