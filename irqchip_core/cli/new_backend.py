@@ -30,7 +30,17 @@ _FILES = {
     "chip.py": "$module/chip.py",
     "test_backend.py": "tests/test_$name.py",
 }
-"""Which file of the template goes where."""
+"""Which file of the template goes where, for a wrapper."""
+_FROM_PARTS = {
+    "pyproject.toml": "pyproject.toml",
+    "parts_README.md": "README.md",
+    "init.py": "$module/__init__.py",
+    "parts_plugin.py": "$module/plugin.py",
+    "parts_chip.py": "$module/chip.py",
+    "parts_vcpus.py": "$module/vcpus.py",
+    "parts_test_backend.py": "tests/test_$name.py",
+}
+"""The same, for a chip from the ground up."""
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 """A backend's name that, with its underscores made dashes, is part of a distribution's name too."""
@@ -52,28 +62,34 @@ def add_new_backend(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
         default=Path(),
         help="where to make it (default: here); made if only its last part is missing",
     )
+    command.add_argument(
+        "--from-parts",
+        action="store_true",
+        help="a chip from the ground up instead, of local APICs and messages, as a micro-VM has it",
+    )
     command.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    root = write_backend(args.name, args.directory)
+    root = write_backend(args.name, args.directory, from_parts=args.from_parts)
     print(f"{root} is made. What to do with it:")
     for line in (
         f"pip install -e {root}",
         f"irqchip probe {args.name}",
-        f"irqchip run --chip {args.name}",
+        f"irqchip conformance {args.name}" if args.from_parts else f"irqchip run --chip {args.name}",
         f"pytest {root}",
     ):
         print(f"  {line}")
     return 0
 
 
-def write_backend(name: str, directory: Path) -> Path:
+def write_backend(name: str, directory: Path, *, from_parts: bool = False) -> Path:
     """Write the package of a backend.
 
     Args:
         name: What its chip is chosen by.
         directory: Where to make the folder of the package; made if its own parent exists.
+        from_parts: Whether its chip is one from the ground up, and not a wrapper.
 
     Returns:
         That folder, ``irqchip-NAME`` with dashes for underscores.
@@ -101,7 +117,7 @@ def write_backend(name: str, directory: Path) -> Path:
                 undo.callback(directory.rmdir)
             root.mkdir()
             undo.callback(shutil.rmtree, root, ignore_errors=True)
-            _write(root, names)
+            _write(root, names, _FROM_PARTS if from_parts else _FILES)
         except FileExistsError:
             raise _wrong(
                 f"{root if directory.is_dir() else directory} exists", "give another place, or another name"
@@ -150,9 +166,9 @@ def _claims(record: PluginRecord) -> set[str]:
     return {record.name, *(offer.name for offer in offers if offer is not None)}
 
 
-def _write(root: Path, names: dict[str, str]) -> None:
+def _write(root: Path, names: dict[str, str], files: dict[str, str]) -> None:
     template = importlib.resources.files("irqchip_core.cli") / "template"
-    for source, target in _FILES.items():
+    for source, target in files.items():
         path = root / Template(target).substitute(names)
         path.parent.mkdir(exist_ok=True)
         text = (template / f"{source}.template").read_text(encoding="utf-8")

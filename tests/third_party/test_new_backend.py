@@ -48,9 +48,10 @@ def test_the_package_is_whole_and_says_its_name_everywhere(tmp_path: Path) -> No
         assert not path.is_file() or "$" not in path.read_text(), path
 
 
-def test_its_types_are_strict(tmp_path: Path) -> None:
+@pytest.mark.parametrize("from_parts", [False, True])
+def test_its_types_are_strict(tmp_path: Path, from_parts: bool) -> None:
     pytest.importorskip("mypy", reason="mypy is not installed; pip install mypy")
-    root = write_backend("typed", tmp_path)
+    root = write_backend("typed", tmp_path, from_parts=from_parts)
     done = run([sys.executable, "-m", "mypy", "--strict", "irqchip_typed", "tests"], folder=root)
     assert done.returncode == 0, done.stdout
 
@@ -127,4 +128,4 @@ def test_the_template_is_in_the_wheel(tmp_path: Path) -> None:
         inside = {name for name in archive.namelist() if name.startswith("irqchip_core/cli/template/")}
     template = "irqchip_core/cli/template"
     assert inside == {f"{template}/{path.name}" for path in (ROOT / template).iterdir()}
-    assert len(inside) == 6
+    assert len(inside) == 11

@@ -15,10 +15,10 @@ from irqchip_core.x86.counters import ChipCounters, vector_counts
 from irqchip_core.x86.destinations import Destinations
 from irqchip_core.x86.effects import ApicBaseChanged, Effects
 from irqchip_core.x86.lapic.lapic import Lapic
+from irqchip_core.x86.lapic.pages import LapicPages
 from irqchip_core.x86.lapic.registers import IA32_APIC_BASE, IA32_TSC_DEADLINE
 from irqchip_core.x86.msi import Message
 from irqchip_core.x86.state import LapicState
-from irqchip_userspace.pages import LapicPages
 from irqchip_userspace.processor import HALTED, RUNNABLE, SETTLED, Authority, Processor
 
 SECOND = 1_000_000_000

@@ -26,11 +26,11 @@ from irqchip_core.x86.chipset.chip import LAPIC_FREQUENCY, ChipsetIrqChip
 from irqchip_core.x86.chipset.chipset import Chipset
 from irqchip_core.x86.counters import ChipCounters
 from irqchip_core.x86.finalization import Place
+from irqchip_core.x86.lapic.pages import LAPIC_LENGTH, LapicPages
 from irqchip_core.x86.lapic.registers import IA32_APIC_BASE, IA32_TSC, IA32_TSC_ADJUST, IA32_TSC_DEADLINE
 from irqchip_core.x86.state import LAPIC_BASE, MAXIMUM_PINS, LapicState
 from irqchip_core.x86.state_checks import check_lapic, check_mp_state
 from irqchip_userspace.apics import UserspaceApics
-from irqchip_userspace.pages import LAPIC_LENGTH, LapicPages
 from irqchip_userspace.processor import HALTED, RUNNABLE, Processor
 
 NAME = "userspace"
@@ -223,7 +223,7 @@ class UserspaceIrqChip(ChipsetIrqChip):
 
     @override
     def _places(self, io_bus: Bus, mmio_bus: Bus) -> Iterable[Place]:
-        pages = LapicPages(self._apics, mmio_bus)
+        pages = LapicPages(self._apics, len(self._apics.processors), mmio_bus)
         return [*super()._places(io_bus, mmio_bus), (mmio_bus, pages, LAPIC_BASE, LAPIC_LENGTH)]
 
     @override

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from typing_extensions import override
 
@@ -12,29 +12,33 @@ from irqchip_core.errors import InvalidArgument
 from irqchip_core.x86.lapic.registers import APIC_BASE_RESET
 from irqchip_core.x86.state import LAPIC_BASE
 
-if TYPE_CHECKING:
-    from irqchip_userspace.apics import UserspaceApics
-
 LAPIC_LENGTH = 0x1000
 APIC_BASE_ADDRESS = ~0xFFF
 
 
+class LapicRegisters(Protocol):
+    """The registers of all local APICs, as their pages use them. Both methods may be called by several threads."""
+
+    def read(self, vcpu_id: int, offset: int, size: int) -> int: ...
+    def write(self, vcpu_id: int, offset: int, size: int, value: int) -> None: ...
+
+
 class LapicPages(BusDevice):
-    """The register pages of all local APICs.
+    """The pages.
 
     Args:
-        apics: The local APICs.
+        registers: The registers of the local APICs.
+        count: Number of local APICs; their ids are 0 and up.
         bus: The MMIO bus, on which this is at `LAPIC_BASE`.
     """
 
-    debug_label = "userspace local APICs"
+    debug_label = "local APICs"
     self_synchronized = True
 
-    def __init__(self, apics: UserspaceApics, bus: Bus) -> None:
-        count = len(apics.processors)
-        self._apics = apics
+    def __init__(self, registers: LapicRegisters, count: int, bus: Bus) -> None:
+        self._registers = registers
         self._bus = bus
-        self._bases = {LAPIC_BASE: count}  # by address: number of local APICs there
+        self._bases = {LAPIC_BASE: count}  # number of local APICs by the address of their pages
         self._base_of = [APIC_BASE_RESET & APIC_BASE_ADDRESS] * count
 
     def _is_its_own(self, access: Access) -> bool:
@@ -45,12 +49,12 @@ class LapicPages(BusDevice):
     def read(self, access: Access) -> int:
         if not self._is_its_own(access):
             return (1 << 8 * access.size) - 1
-        return self._apics.read(access.vcpu_id, access.offset, access.size)
+        return self._registers.read(access.vcpu_id, access.offset, access.size)
 
     @override
     def write(self, access: Access, value: int) -> None:
         if self._is_its_own(access):
-            self._apics.write(access.vcpu_id, access.offset, access.size, value)
+            self._registers.write(access.vcpu_id, access.offset, access.size, value)
 
     def follow(self, apic_id: int, apic_base: int) -> None:
         """Move a page after a change of IA32_APIC_BASE, unless another device is there. Needs the chipset's lock."""
