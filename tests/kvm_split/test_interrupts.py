@@ -403,7 +403,10 @@ def threads(*targets: Callable[[], None]) -> Iterator[None]:
 
 
 def test_stress_of_all_kinds_at_once(chip: KvmSplitIrqChip, machine: Machine) -> None:
-    """Each device interrupts again as soon as its last interrupt was taken, and resampled if it is a level."""
+    """Each device interrupts again as soon as its last interrupt was taken, and resampled if it is a level.
+
+    One of low priority may wait for all others. It is lost if none at all is taken for a while.
+    """
     rounds = 150
     program_pics(chip, primary_mask=0xFF & ~(1 << 3))
     program_ioapic(chip, {5: ioapic_entry(0x45), 10: ioapic_entry(0x4A, level=True)})
@@ -418,8 +421,7 @@ def test_stress_of_all_kinds_at_once(chip: KvmSplitIrqChip, machine: Machine) ->
         def device(event: IrqEdgeEvent | IrqLevelEvent, vector: int) -> None:
             for number in range(rounds):
                 event.trigger()
-                if not taken[vector].acquire(timeout=PATIENCE):
-                    failed.append(f"{vector:#x} was not taken after {number}")
+                taken[vector].acquire()
                 if isinstance(event, IrqLevelEvent) and not event.clear_resample(PATIENCE):
                     failed.append(f"{vector:#x} was not resampled after {number}")
                 if failed:
@@ -431,6 +433,9 @@ def test_stress_of_all_kinds_at_once(chip: KvmSplitIrqChip, machine: Machine) ->
                 # Handlers do not nest, so an EOI to a controller that has nothing in service does nothing.
                 vector = machine.cpu.take()
                 if vector is None:
+                    failed.append(f"no interrupt after {machine.cpu.taken[-9:]}")
+                    for semaphore in taken.values():
+                        semaphore.release()
                     break
                 machine.cpu.end(Eoi.LAPIC | Eoi.PRIMARY)
                 taken[vector].release()
