@@ -134,9 +134,19 @@ class DelayingLock:
                 if not self.trigger.closed:
                     self.trigger.signal()
 
+    def reset(self) -> None:
+        """Make the trigger unreadable. Raises `Closed`."""
+        with self._guard:
+            self.trigger.reset()
+
+    def token(self) -> Event:
+        """A clone of the trigger. Raises `Closed`."""
+        with self._guard:
+            return self.trigger.clone()
+
     def close(self) -> None:
         """Close the trigger. Signals that are delayed later stay so."""
-        with self._guard:  # or a release could write to a file that has the descriptor next
+        with self._guard:  # or another thread could use a file that has the descriptor next
             self.trigger.close()
 
     def __enter__(self) -> None:
@@ -267,7 +277,7 @@ class Chipset:
     def process_delayed(self) -> None:
         """Serve the delayed events. If the lock is still taken they stay, and the trigger becomes readable again."""
         lock = self.lock
-        lock.trigger.reset()
+        lock.reset()
         if not lock.acquire(timeout=DELAY_SECONDS):
             return
         try:
@@ -289,7 +299,7 @@ class Chipset:
 
     def delayed_token(self) -> Event:
         """A clone of `DelayingLock.trigger`."""
-        return self.lock.trigger.clone()
+        return self.lock.token()
 
     def _signalled(self, index: IrqEventIndex, slot: EventSlot, signals: int) -> None:
         """Raise the one interrupt of an event that was signalled. Call it with `lock` held."""

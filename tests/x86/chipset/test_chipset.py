@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 from attrs import evolve
 
 from irqchip_core.errors import Closed, HypervisorError
+from irqchip_core.eventfd import Event
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent, PlatformDeviceId
 from irqchip_core.routes import IrqRoute, RoutingTable
 from irqchip_core.testing import FakeClock
@@ -131,6 +134,26 @@ def test_what_was_delayed_while_the_chipset_closed_harms_no_release(chipset: Chi
     chipset.close()
     with chipset.lock:
         chipset.lock.delayed.append((IrqEventIndex(0), 1))
+
+
+@pytest.mark.parametrize(("call", "use"), [("read", Chipset.process_delayed), ("dup", Chipset.delayed_token)])
+def test_the_delayed_token_is_not_closed_while_a_thread_uses_it(
+    chipset: Chipset, monkeypatch: pytest.MonkeyPatch, call: str, use: Callable[[Chipset], Event | None]
+) -> None:
+    system_call = getattr(os, call)
+    closing = threading.Thread(target=chipset.lock.close)
+
+    def slow(*arguments: int) -> object:
+        monkeypatch.undo()
+        closing.start()
+        closing.join(0.05)
+        return system_call(*arguments)
+
+    monkeypatch.setattr(os, call, slow)
+    token = use(chipset)
+    closing.join()
+    if token is not None:
+        token.close()
 
 
 def test_a_guest_may_use_what_is_closed(chipset: Chipset, apics: Apics) -> None:
