@@ -5,7 +5,8 @@ The names a VMM or a device needs every day are here; each lives in the module t
 
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Access, Bus, BusDevice
-from irqchip_core.chip import PC_CONTROLLERS, Capability, IrqChip, IrqChipCap, MPState, VcpuRunState
+from irqchip_core.capabilities import PC_CONTROLLERS, Capability, IrqChipCap
+from irqchip_core.chip import IrqChip, MPState, VcpuRunState
 from irqchip_core.errors import IrqChipError
 from irqchip_core.eventfd import Event
 from irqchip_core.events import (

@@ -19,7 +19,8 @@ from attrs import frozen
 from irqchip_core.errors import Unsupported
 
 if TYPE_CHECKING:
-    from irqchip_core.chip import AnyCapability, Capability, IrqChip
+    from irqchip_core.capabilities import AnyCapability, Capability
+    from irqchip_core.chip import IrqChip
     from irqchip_core.clock import VirtualClock
     from irqchip_core.events import IrqEventIndex, IrqEventSource
     from irqchip_core.hypervisor.vcpu import Vm

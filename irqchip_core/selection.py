@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterator, Mapping
 from attrs import evolve, frozen
 
 from irqchip_core.arguments import check_type
-from irqchip_core.chip import AnyCapability, IrqChip
+from irqchip_core.capabilities import AnyCapability
+from irqchip_core.chip import IrqChip
 from irqchip_core.errors import InvalidArgument, NothingSuitable, WrongType
 from irqchip_core.hookspecs import Backend, Probe, irqchip_created
 from irqchip_core.hypervisor.vcpu import Vm

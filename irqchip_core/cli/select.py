@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from irqchip_core.chip import AnyCapability
+from irqchip_core.capabilities import AnyCapability
 from irqchip_core.cli.json_option import add_json, prints_text, write
 from irqchip_core.errors import NothingSuitable
 from irqchip_core.plugins.discovery import installed

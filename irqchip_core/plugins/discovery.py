@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 
 from attrs import define, field
 
-from irqchip_core.chip import AnyCapability, Capability, IrqChipCap
+from irqchip_core.capabilities import AnyCapability, Capability, IrqChipCap
 from irqchip_core.errors import DuplicateName, PluginError
 from irqchip_core.hook_manager import HookManager
 from irqchip_core.hookspecs import API_VERSION, Backend, Hypervisor

@@ -124,7 +124,7 @@ class BackendOffer(Backend):
         return Probe(answer) if isinstance(answer, str) else answer
 
     def _probe(self, vm: Vm) -> Probe:
-        from irqchip_core.chip import AnyCapability
+        from irqchip_core.capabilities import AnyCapability
 
         with _entering(self.plugin, self.name):
             probe = self.plugin.probe(vm)

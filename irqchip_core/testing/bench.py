@@ -10,7 +10,8 @@ from typing import Any, Self
 
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus
-from irqchip_core.chip import AnyCapability, IrqChipCap, MPState, has_capability
+from irqchip_core.capabilities import AnyCapability, IrqChipCap, has_capability
+from irqchip_core.chip import MPState
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent, PlatformDeviceId
 from irqchip_core.hypervisor.vcpu import Vm
 from irqchip_core.irq_loop import IrqLoop

@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 from attrs import define, field
 
-from irqchip_core.chip import AnyCapability, IrqChip, IrqChipCap, has_capability
+from irqchip_core.capabilities import AnyCapability, IrqChipCap, has_capability
+from irqchip_core.chip import IrqChip
 from irqchip_core.hypervisor.vcpu import Vm
 from irqchip_core.plugins.discovery import installed
 from irqchip_core.testing.bench import Bench

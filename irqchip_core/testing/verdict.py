@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from irqchip_core.chip import AnyCapability
+from irqchip_core.capabilities import AnyCapability
 
 
 class Nonconforming(AssertionError):

@@ -44,7 +44,7 @@ class WrapperBackend(Backend):
 
     @override
     def probe(self, vm: Vm) -> Probe:
-        from irqchip_core.chip import IrqChipCap
+        from irqchip_core.capabilities import IrqChipCap
 
         try:
             able = self._choose(vm).probe.capabilities

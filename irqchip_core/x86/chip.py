@@ -10,7 +10,8 @@ from abc import abstractmethod
 from typing import Any, NoReturn
 
 from irqchip_core.arguments import check_int, check_type
-from irqchip_core.chip import IrqChip, IrqChipCap
+from irqchip_core.capabilities import IrqChipCap
+from irqchip_core.chip import IrqChip
 from irqchip_core.errors import Unsupported
 from irqchip_core.hypervisor.exits import MsrExit
 from irqchip_core.hypervisor.vcpu import Vcpu, VcpuX86_64

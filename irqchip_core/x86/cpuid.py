@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from attrs import evolve
 
 from irqchip_core.arguments import check_int
-from irqchip_core.chip import IrqChipCap
+from irqchip_core.capabilities import IrqChipCap
 from irqchip_core.hypervisor.registers import CpuidEntry
 from irqchip_core.x86.chip import IrqChipX86_64
 

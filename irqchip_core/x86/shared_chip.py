@@ -18,7 +18,7 @@ from typing_extensions import override
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.arguments import check_int, check_type
 from irqchip_core.bus import Bus
-from irqchip_core.chip import PC_CONTROLLERS, IrqChipCap
+from irqchip_core.capabilities import PC_CONTROLLERS, IrqChipCap
 from irqchip_core.errors import Closed
 from irqchip_core.eventfd import Event
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent

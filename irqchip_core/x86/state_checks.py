@@ -15,7 +15,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from attrs import fields, has
 
 from irqchip_core.arguments import check_int, check_type
-from irqchip_core.chip import IrqChipCap, MPState
+from irqchip_core.capabilities import IrqChipCap
+from irqchip_core.chip import MPState
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.x86.lapic import registers as reg
 from irqchip_core.x86.state import (

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from irqchip_core.chip import IrqChipCap
+from irqchip_core.capabilities import IrqChipCap
 from irqchip_core.selection import create_irqchip, create_vm
 from irqchip_core.testing.bench import Bench
 from irqchip_core.x86 import cpuid

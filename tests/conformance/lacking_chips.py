@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from irqchip_core.bus import Bus
-from irqchip_core.chip import IrqChipCap
+from irqchip_core.capabilities import IrqChipCap
 from irqchip_core.errors import Unsupported
 from irqchip_core.hypervisor.vcpu import Vm
 from irqchip_core.routes import X86_PINS, IrqRoute, IrqSourceChip, MsiSource, RoutingTable

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from irqchip_core.chip import IrqChip, IrqChipCap
+from irqchip_core.capabilities import IrqChipCap
+from irqchip_core.chip import IrqChip
 from irqchip_core.cli import main as cli
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.hypervisor.vcpu import Vm

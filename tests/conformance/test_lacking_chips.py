@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from irqchip_core.chip import PC_CONTROLLERS, IrqChipCap
+from irqchip_core.capabilities import PC_CONTROLLERS, IrqChipCap
 from irqchip_core.errors import InvalidArgument, InvalidRoute, Unsupported
 from irqchip_core.routes import IrqRoute
 from irqchip_core.selection import create_vm

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from irqchip_core.chip import IrqChipCap
+from irqchip_core.capabilities import IrqChipCap
 from irqchip_core.selection import create_vm
 from irqchip_core.testing.conformance import Conformance, Nonconforming
 from irqchip_core.testing.lab import Lab

@@ -14,7 +14,8 @@ import irqchip_userspace.apics
 import irqchip_userspace.chip
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus, BusDevice
-from irqchip_core.chip import IrqChip, IrqChipCap, MPState, VcpuRunState
+from irqchip_core.capabilities import IrqChipCap
+from irqchip_core.chip import IrqChip, MPState, VcpuRunState
 from irqchip_core.errors import HypervisorError, InvalidArgument, InvalidRoute, IrqChipError, UnknownVcpu, WrongType
 from irqchip_core.event_table import EventSlot, EventTable
 from irqchip_core.eventfd import Event

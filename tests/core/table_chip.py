@@ -10,7 +10,8 @@ from typing_extensions import override
 
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus
-from irqchip_core.chip import IrqChip, IrqChipCap, MPState, VcpuRunState
+from irqchip_core.capabilities import IrqChipCap
+from irqchip_core.chip import IrqChip, MPState, VcpuRunState
 from irqchip_core.event_table import EventTable
 from irqchip_core.eventfd import Event
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqEventToken, IrqLevelEvent

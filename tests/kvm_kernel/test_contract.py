@@ -9,7 +9,8 @@ import pytest
 
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus
-from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
+from irqchip_core.capabilities import IrqChipCap
+from irqchip_core.chip import MPState, VcpuRunState
 from irqchip_core.errors import (
     Closed,
     EventInUse,

@@ -10,7 +10,8 @@ import pytest
 
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus, BusDevice
-from irqchip_core.chip import IrqChipCap, VcpuRunState
+from irqchip_core.capabilities import IrqChipCap
+from irqchip_core.chip import VcpuRunState
 from irqchip_core.errors import Closed, InvalidArgument, IrqChipError, UnknownVcpu, WrongType
 from irqchip_core.events import IrqEdgeEvent, IrqEventSource, PlatformDeviceId
 from irqchip_core.routes import IrqRoute, IrqSourceChip, PinSource

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus
-from irqchip_core.chip import IrqChipCap
+from irqchip_core.capabilities import IrqChipCap
 from irqchip_core.cli.main import main
 from irqchip_core.events import IrqEventSource, IrqLevelEvent, PlatformDeviceId
 from irqchip_core.hypervisor.exits import InterruptedExit

@@ -32,7 +32,7 @@ def irqchip_hypervisor():
 """
 
 BACKEND = """
-from irqchip_core.chip import IrqChipCap
+from irqchip_core.capabilities import IrqChipCap
 from irqchip_core.hookspecs import API_VERSION, Backend, Probe, hookimpl
 
 class Fake(Backend):

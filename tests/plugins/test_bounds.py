@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from irqchip_core import selection
-from irqchip_core.chip import IrqChipCap
+from irqchip_core.capabilities import IrqChipCap
 from irqchip_core.cli import main as cli
 from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import NothingSuitable, PluginError, TimedOut

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from irqchip_core.chip import Capability, IrqChip, IrqChipCap, has_capability
+from irqchip_core.capabilities import Capability, IrqChipCap, has_capability
+from irqchip_core.chip import IrqChip
 from irqchip_core.cli import main as cli
 from irqchip_core.errors import NothingSuitable
 from irqchip_core.hypervisor.vcpu import Vm

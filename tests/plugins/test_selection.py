@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from irqchip_core.chip import IrqChipCap
+from irqchip_core.capabilities import IrqChipCap
 from irqchip_core.cli import main as cli
 from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import InvalidArgument, NothingSuitable, PluginError, UnknownName, Unsupported, WrongType

@@ -22,7 +22,7 @@ from attrs import frozen
 from typing_extensions import override
 
 from irqchip_core.bus import Access, BusDevice
-from irqchip_core.chip import IrqChipCap
+from irqchip_core.capabilities import IrqChipCap
 from irqchip_core.x86.counters import ChipCounters
 from irqchip_vmm import Machine, RunResult, load_file
 from irqchip_vmm.interrupts import EdgeIrq, LevelIrq

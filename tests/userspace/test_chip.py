@@ -16,7 +16,8 @@ from typing_extensions import override
 
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus
-from irqchip_core.chip import PC_CONTROLLERS, IrqChipCap, MPState, VcpuRunState
+from irqchip_core.capabilities import PC_CONTROLLERS, IrqChipCap
+from irqchip_core.chip import MPState, VcpuRunState
 from irqchip_core.errors import Closed, InvalidArgument, InvalidRoute, UnknownVcpu, Unsupported, WrongType
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqLevelEvent, PlatformDeviceId
 from irqchip_core.routes import IrqRoute, IrqSourceChip, PinSource, default_routes

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from irqchip_core.chip import IrqChipCap
+from irqchip_core.capabilities import IrqChipCap
 from irqchip_core.cli.main import main
 from irqchip_core.errors import NothingSuitable
 from irqchip_vmm import Machine, Outcome, load_file
@@ -23,7 +23,7 @@ class Micro(Backend):
     name, api_version, summary, rank = "micro", 1, "local APICs and messages", 1
 
     def probe(self, vm):
-        from irqchip_core.chip import IrqChipCap
+        from irqchip_core.capabilities import IrqChipCap
         return Probe(capabilities=frozenset({IrqChipCap.LOCAL_APIC, IrqChipCap.MSI}))
 
     def create(self, vm, vcpu_count):

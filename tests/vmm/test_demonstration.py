@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from attrs import evolve
 
-from irqchip_core.chip import IrqChipCap
+from irqchip_core.capabilities import IrqChipCap
 from irqchip_vmm import IrqCount, Machine, Outcome, RunResult
 from irqchip_vmm.devices.generator import ReportRow
 from irqchip_vmm.ending import End

@@ -6,7 +6,8 @@ import pytest
 from typing_extensions import override
 
 from irqchip_core import selection
-from irqchip_core.chip import IrqChip, IrqChipCap
+from irqchip_core.capabilities import IrqChipCap
+from irqchip_core.chip import IrqChip
 from irqchip_core.errors import NothingSuitable, UnknownName, WrongType
 from irqchip_core.hookspecs import Backend, Probe
 from irqchip_core.hypervisor.vcpu import Vm

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from irqchip_core.chip import IrqChipCap
+from irqchip_core.capabilities import IrqChipCap
 from irqchip_core.errors import InvalidArgument, WrongType
 from irqchip_core.hypervisor.registers import CpuidEntry
 from irqchip_core.x86.cpuid import vcpu_cpuid

@@ -21,7 +21,8 @@ from typing import Self, TypeVar
 from irqchip_core.allocator import FIRST_IRQ, SystemAllocator
 from irqchip_core.arguments import check_int
 from irqchip_core.bus import Bus, BusDevice
-from irqchip_core.chip import PC_CONTROLLERS, AnyCapability, IrqChip, IrqChipCap
+from irqchip_core.capabilities import PC_CONTROLLERS, AnyCapability, IrqChipCap
+from irqchip_core.chip import IrqChip
 from irqchip_core.clock import VirtualClock
 from irqchip_core.errors import Closed, Exhausted, InvalidArgument, IrqChipError, WrongType
 from irqchip_core.events import DeviceId, IrqEventSource, PlatformDeviceId

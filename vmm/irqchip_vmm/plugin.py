@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from irqchip_core.chip import PC_CONTROLLERS, IrqChipCap
+from irqchip_core.capabilities import PC_CONTROLLERS, IrqChipCap
 from irqchip_core.cli.json_option import add_json
 from irqchip_core.hookspecs import hookimpl
 from irqchip_core.plugins.discovery import installed

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TextIO
 
-from irqchip_core.chip import PC_CONTROLLERS, IrqChipCap
+from irqchip_core.capabilities import PC_CONTROLLERS, IrqChipCap
 from irqchip_core.cli.json_option import check_file, prints_text, text_of, write
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.eventfd import Event

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from irqchip_core.arguments import check_int, check_type
-from irqchip_core.chip import PC_CONTROLLERS, IrqChipCap, MPState
+from irqchip_core.capabilities import PC_CONTROLLERS, IrqChipCap
+from irqchip_core.chip import MPState
 from irqchip_core.errors import InvalidArgument, UnknownVcpu, WrongType
 from irqchip_core.hookspecs import Probe
 from irqchip_core.hypervisor.vcpu import Vcpu, Vm

@@ -10,7 +10,8 @@ from typing import Any
 
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus
-from irqchip_core.chip import IrqChipCap, MPState
+from irqchip_core.capabilities import IrqChipCap
+from irqchip_core.chip import MPState
 from irqchip_core.errors import Closed, InvalidArgument, IrqChipError, UnknownVcpu, WrongType
 from irqchip_core.events import IrqEdgeEvent, IrqLevelEvent
 from irqchip_core.hypervisor.exits import MsrExit

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, TypeVar
 
 import pytest
 
-from irqchip_core.chip import AnyCapability, IrqChip
+from irqchip_core.capabilities import AnyCapability
+from irqchip_core.chip import IrqChip
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.hypervisor.vcpu import Vm
 from irqchip_core.selection import create_irqchip, create_vm, select

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 
 from irqchip_core.allocator import SystemAllocator
 from irqchip_core.bus import Bus
-from irqchip_core.chip import IrqChip, IrqChipCap, MPState, has_capability
+from irqchip_core.capabilities import IrqChipCap, has_capability
+from irqchip_core.chip import IrqChip, MPState
 from irqchip_core.errors import Closed, InvalidArgument, IrqChipError, UnknownVcpu, WrongType
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqLevelEvent
 from irqchip_core.hookspecs import hookimpl

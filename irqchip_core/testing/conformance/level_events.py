@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from irqchip_core.chip import IrqChipCap
+from irqchip_core.capabilities import IrqChipCap
 from irqchip_core.events import IrqLevelEvent
 from irqchip_core.testing.bench import ENTRY_REMOTE_IRR, IOAPIC_VERSION, Bench
 from irqchip_core.testing.conformance.base import Scenarios, needs

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from irqchip_core.chip import IrqChipCap, MPState
+from irqchip_core.capabilities import IrqChipCap
+from irqchip_core.chip import MPState
 from irqchip_core.routes import IrqRoute
 from irqchip_core.testing import agent
 from irqchip_core.testing.bench import MSI_GSI, Bench

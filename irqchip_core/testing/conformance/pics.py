@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from irqchip_core.chip import IrqChipCap
+from irqchip_core.capabilities import IrqChipCap
 from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.conformance.base import Scenarios, needs
 from irqchip_core.testing.guest_cpu import EXTINT_MODE, MASKED, Eoi

@@ -11,7 +11,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from attrs import evolve, fields, has
 
-from irqchip_core.chip import IrqChipCap, MPState
+from irqchip_core.capabilities import IrqChipCap
+from irqchip_core.chip import MPState
 from irqchip_core.errors import InvalidArgument, WrongType
 from irqchip_core.testing.bench import Bench
 from irqchip_core.testing.conformance.base import Scenarios, needs

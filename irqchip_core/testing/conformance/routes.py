@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from irqchip_core.chip import IrqChipCap
+from irqchip_core.capabilities import IrqChipCap
 from irqchip_core.errors import InvalidRoute
 from irqchip_core.routes import IrqRoute, IrqSource, IrqSourceChip, MsiSource, PinSource, default_routes
 from irqchip_core.testing.conformance.base import ABSENT, Scenarios, needs

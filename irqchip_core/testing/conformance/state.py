@@ -8,7 +8,8 @@ from typing import Any
 
 from attrs import evolve
 
-from irqchip_core.chip import IrqChipCap, MPState
+from irqchip_core.capabilities import IrqChipCap
+from irqchip_core.chip import MPState
 from irqchip_core.errors import InvalidArgument, IrqChipError, UnknownVcpu, Unsupported, WrongType
 from irqchip_core.routes import IrqRoute
 from irqchip_core.testing.agent import Operation

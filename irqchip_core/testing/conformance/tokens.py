@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from irqchip_core.chip import IrqChipCap
+from irqchip_core.capabilities import IrqChipCap
 from irqchip_core.errors import InvalidArgument
 from irqchip_core.events import IrqEventIndex
 from irqchip_core.routes import IrqRoute

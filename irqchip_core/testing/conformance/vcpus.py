@@ -7,7 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from irqchip_core.chip import IrqChipCap, MPState, VcpuRunState
+from irqchip_core.capabilities import IrqChipCap
+from irqchip_core.chip import MPState, VcpuRunState
 from irqchip_core.errors import InvalidArgument, IrqChipError, UnknownVcpu
 from irqchip_core.routes import IrqRoute
 from irqchip_core.testing.agent import Operation

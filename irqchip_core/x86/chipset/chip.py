@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from irqchip_core.arguments import check_int, check_type
 from irqchip_core.bus import Bus
-from irqchip_core.chip import IrqChipCap
+from irqchip_core.capabilities import IrqChipCap
 from irqchip_core.eventfd import Event
 from irqchip_core.events import IrqEdgeEvent, IrqEventIndex, IrqEventSource, IrqEventToken, IrqLevelEvent
 from irqchip_core.routes import RoutingTable

@@ -15,7 +15,8 @@ from typing_extensions import override
 
 from irqchip_core.arguments import check_int, check_type
 from irqchip_core.bus import Bus
-from irqchip_core.chip import PC_CONTROLLERS, IrqChipCap, MPState, VcpuRunState
+from irqchip_core.capabilities import PC_CONTROLLERS, IrqChipCap
+from irqchip_core.chip import MPState, VcpuRunState
 from irqchip_core.clock import Clock
 from irqchip_core.errors import InvalidArgument, UnknownVcpu, Unsupported, WrongType
 from irqchip_core.hookspecs import Probe
