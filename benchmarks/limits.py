@@ -19,7 +19,7 @@ NO_COMPILER = "there is no gcc"
 
 
 def start_with_library(arguments: Sequence[str]) -> None:
-    """Compile the library, and start this program again in the same process with it in LD_PRELOAD; once."""
+    """Compile the library, run this program again with it in LD_PRELOAD, and exit as that does; once."""
     if _LIBRARY in os.environ or shutil.which("gcc") is None:
         return
     with tempfile.TemporaryDirectory() as scratch:

@@ -25,6 +25,12 @@ def quantity(value: float, unit: str) -> str:
     return f"{value:.3g} s"
 
 
+def _beside(sample: Sample, limit: Sample, unit: str) -> str:
+    """The limit, and how much more `sample` is: by the medians, and by the lowest, which others disturb least."""
+    ratios = f"x {sample.median / limit.median:.2f}, lowest x {sample.low / limit.low:.2f}"
+    return f"{quantity(limit.median, unit)} ({ratios})"
+
+
 def _cells(row: Row, columns: Sequence[str], before: Mapping[tuple[str, str], Row] | None) -> list[str]:
     sample = row.samples.get(OURS)
     if sample is None:
@@ -38,11 +44,7 @@ def _cells(row: Row, columns: Sequence[str], before: Mapping[tuple[str, str], Ro
     ]
     for column in columns:
         limit = row.samples.get(column)
-        cells.append(
-            row.reason
-            if limit is None
-            else f"{quantity(limit.median, row.unit)} (x {sample.median / limit.median:.3g})"
-        )
+        cells.append(row.reason if limit is None else _beside(sample, limit, row.unit))
     if before is not None:
         earlier = before.get((row.group, row.name))
         found = earlier.samples.get(OURS) if earlier is not None else None
@@ -62,6 +64,8 @@ def tables(rows: Sequence[Row], before: Sequence[Row] | None = None) -> str:
     for group in dict.fromkeys(row.group for row in rows):
         chosen = [row for row in rows if row.group == group]
         columns = list(dict.fromkeys(name for row in chosen for name in row.samples if name != OURS))
+        if not columns and any(row.reason and row.samples for row in chosen):
+            columns = ["beside it"]
         heading = [group, "median", "lowest - highest", *columns, *(["now / then"] if known is not None else [])]
         parts.append(format_table([heading, *(_cells(row, columns, known) for row in chosen)]))
     return "\n\n".join(parts)

@@ -19,7 +19,7 @@
 .equ XAPIC,     1
 .include "smp.inc"
 
-.equ PASSES,    5
+.equ PASSES,    25
 .equ SECOND,    0x80000000              # cycles, roughly
 .equ LAPIC,     0xFEE00000              # Intel SDM vol. 3, table 12-1
 .equ   VERSION, 0x30

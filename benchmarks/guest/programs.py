@@ -98,7 +98,7 @@ def run(
             env={**os.environ, **(environment or {})},
         )
     except subprocess.TimeoutExpired:
-        return Run(reason=f"hangs: no end within {limit:g} s")
+        return Run(reason=f"hangs, or no end within {limit:g} s")
     except OSError as error:
         return Run(reason=str(error))
     return _read(done.stdout.splitlines(), done.stderr, OPERATIONS[row].per)

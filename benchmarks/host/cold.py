@@ -10,6 +10,8 @@ from functools import partial
 from benchmarks.host.scale import Scale
 from benchmarks.measuring import OURS, Row, in_turn, timed
 
+STARTED = 9
+"""How often each is started."""
 BARE = "the bare interpreter"
 STARTS: dict[str, list[str]] = {
     "import irqchip_core": ["-c", "import irqchip_core"],
@@ -31,4 +33,4 @@ def rows(scale: Scale) -> Iterator[Row]:
             OURS: timed(partial(_start, arguments)),
             BARE: timed(partial(_start, ["-c", ""])),
         }
-        yield Row("start", name, in_turn(ways, scale.repeats))
+        yield Row("start", name, in_turn(ways, min(scale.repeats, STARTED)))

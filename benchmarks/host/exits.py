@@ -194,7 +194,7 @@ def _together(loops: list[VcpuLoop], times: int) -> float:
 
 def _two(chip: str, accesses: list[GuestAccess], scale: Scale) -> Row:
     """One exit of two vCPUs that exit at the same time; beside it, one of the first alone."""
-    times = scale.times // 3
+    times = scale.times
     with _loops(chip, "kvm", accesses) as loops:
         ways = {OURS: partial(_together, loops, times), "one alone": partial(_together, loops[:1], times)}
         names = " and ".join(access.name for access in accesses)

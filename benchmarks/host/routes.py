@@ -22,7 +22,6 @@ SOURCE = IrqEventSource(PlatformDeviceId.DEBUG_CONSOLE, 0, "benchmark")
 KVM_SET_GSI_ROUTING = 0x4008AE6A
 MSI_ADDRESS = 0xFEE00000
 ROUTES_AT_RESET = len(default_routes())
-ONE_BY_ONE_SAMPLES = 50
 
 
 def _messages(count: int) -> list[IrqRoute]:
@@ -62,8 +61,7 @@ def _replace_one(chip: str, count: int, scale: Scale) -> Row:
             for route in others:
                 irqchip.route_irq(route)
 
-        times = max(1, ONE_BY_ONE_SAMPLES // 2 if count > 1000 else 5 * ONE_BY_ONE_SAMPLES)
-        way = timed(replace, 1 if scale.repeats < 5 else times // 5)
+        way = timed(replace)
         ways = {OURS: lambda: way() / 2} | _limits(chip, _kernel_table(count), 5)
         samples = in_turn(ways, scale.repeats)
     return Row("route_irq among so many", f"{chip}: {count}", samples, size=count)

@@ -28,8 +28,8 @@ class Scale:
         vcpus: Numbers of vCPUs.
     """
 
-    repeats: int = 7
-    times: int = 10_000
+    repeats: int = 25
+    times: int = 1_000
     events: int = 4096
     vcpus: tuple[int, ...] = (1, 2, 8, 64, 254)
 
@@ -39,7 +39,7 @@ class Scale:
 
 
 FULL = Scale()
-QUICK = Scale(repeats=3, times=300, events=128, vcpus=(1, 8))
+QUICK = Scale(repeats=5, times=200, events=128, vcpus=(1, 8))
 
 
 @contextmanager

@@ -6,13 +6,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from benchmarks.host.__main__ import TOPICS
 from benchmarks.measuring import OURS, Row, Sample
+from benchmarks.plot import drawing
 from benchmarks.results import load, quantity, tables
 
+SVG = "{http://www.w3.org/2000/svg}"
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -40,9 +43,17 @@ def test_table_has_the_limit_and_what_an_earlier_run_measured() -> None:
     lines = tables([row, missing], [before]).splitlines()
     assert lines[1].split("  ")[0] == "port"
     assert "4 us" in lines[1]
-    assert "2 us (x 2)" in lines[1]
+    assert "2 us (x 2.00, lowest x 1.50)" in lines[1]
     assert lines[1].endswith("0.50")
     assert "there is no KVM" in lines[2]
+
+
+def test_plot_has_a_line_for_each_chip_with_a_point_for_each_size() -> None:
+    sample = {OURS: Sample(1e-6, 1e-6, 1e-6)}
+    rows = [Row("by vCPUs", f"{chip}: {size}", sample, size=size) for chip in ("a", "b") for size in (1, 8, 254)]
+    found = ElementTree.fromstring(drawing([*rows, Row("no size", "c", sample)]))
+    assert [len(str(line.get("points")).split()) for line in found.iter(f"{SVG}polyline")] == [3, 3]
+    assert "no size" not in {text.text for text in found.iter(f"{SVG}text")}
 
 
 @pytest.mark.parametrize(
