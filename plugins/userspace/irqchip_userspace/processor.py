@@ -26,7 +26,7 @@ from collections.abc import Callable
 
 from irqchip_core.chip import MPState
 from irqchip_core.hypervisor.vcpu import VcpuX86_64
-from irqchip_core.x86.chipset.chipset import DelayingLock
+from irqchip_core.x86.chipset.delaying_lock import DelayingLock
 from irqchip_core.x86.lapic.events import PendingEvents
 from irqchip_core.x86.lapic.lapic import Lapic
 from irqchip_core.x86.reset import take_init, take_startup
